@@ -1,0 +1,160 @@
+"""What a model is made of, checked once, before anything is built. Imports nothing heavy, so that `--help` is quick."""
+
+from dataclasses import dataclass, fields
+from math import ceil
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """One level of the hierarchy, with every default filled in."""
+
+    compression: int
+    stride: int
+    dim: int
+    heads: int
+    dim_head: int
+    ff_mult: float
+    window: int  # keys a query sees, itself included, along its own chain; 0 = no attention
+
+    @property
+    def chains(self) -> int:
+        """With a stride below its compression a level attends axially, in this many interleaved chains."""
+        return self.compression // self.stride
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Arguments of `HierarchicalTransformer`. "Per level" takes one value, or one for each of `hierarchies`.
+
+    Raises:
+        ValueError: naming each argument that does not fit, what it got, and what is allowed.
+    """
+
+    num_tokens: int = 256
+    """vocabulary; 256 for bytes, none of them reserved"""
+    dim: int | tuple[int, ...] = 256
+    """width of the residual stream, per level"""
+    depth: int = 4
+    """layers, in each of which every level runs one block and all are merged"""
+    seq_len: int = 512
+    """bytes of context in training; a level without a window never looks back further than this"""
+    dim_head: int | tuple[int, ...] = 64
+    """width of one attention head, per level; even, because rotary positions turn pairs"""
+    heads: int | tuple[int, ...] = 4
+    """attention heads, per level"""
+    ff_mult: float | tuple[float, ...] = 4.0
+    """hidden width of the feed-forward over dim, per level"""
+    hierarchies: int | tuple[int, ...] = 1
+    """compression of each level: distinct powers of two, such as [1, 4]"""
+    hierarchical_stride: int | tuple[int, ...] | None = None
+    """bytes between two outputs of a level: a power of two up to its compression, which it is when null; per level"""
+    window_sizes: int | tuple[int | None, ...] | None = None
+    """keys a query sees, itself included; null = all of seq_len, 0 = no attention; per level"""
+    hierarchy_merge_all: bool = False
+    """merge into every level after each layer, not only into the predicting one"""
+    predict_hierarchy: int | None = None
+    """compression of the level that predicts (and that is merged into); the finest when null"""
+    predict_use_all_hierarchy: bool = False
+    """predict from the outputs of all levels together"""
+    recon_loss_weight: float = 0.0
+    """weight of the loss by which a compressed token must give back its bytes; 0 builds nothing"""
+    dropout: float = 0.0
+    """dropout after attention and feed-forward"""
+    rotary_xpos: bool = False
+    """let attention fade with distance as in arXiv 2212.10554"""
+    use_flash_attn: bool = True
+    """attention through PyTorch's fused kernels; false takes the plain path, for reference"""
+
+    def __post_init__(self):
+        problems = _Problems()
+        hierarchies = self.hierarchies if isinstance(self.hierarchies, (tuple, list)) else (self.hierarchies,)
+        hierarchies = tuple(hierarchies)
+        object.__setattr__(self, "hierarchies", hierarchies)
+
+        power_of_two = all(_is_int(c) and c >= 1 and c & (c - 1) == 0 for c in hierarchies)
+        distinct = len(set(hierarchies)) == len(hierarchies) > 0
+        problems.check("hierarchies", hierarchies, power_of_two and distinct, "one or more distinct powers of two")
+        if problems:
+            problems.raise_all()
+
+        def per_level(name, allowed, is_legal):
+            value, n = getattr(self, name), len(hierarchies)
+            values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * n
+            object.__setattr__(self, name, values)
+            expected = f"{allowed}, one for all or one for each of the {n} hierarchies {list(hierarchies)}"
+            problems.check(name, value, len(values) == n and all(map(is_legal, values, hierarchies)), expected)
+
+        def positive(v, _):
+            return _is_int(v) and v >= 1
+
+        problems.check("num_tokens", self.num_tokens, _is_int(self.num_tokens) and self.num_tokens >= 2, "at least 2")
+        problems.check("depth", self.depth, positive(self.depth, 1), "at least 1")
+        seq_len_fits = positive(self.seq_len, 1) and self.seq_len >= max(hierarchies)
+        problems.check("seq_len", self.seq_len, seq_len_fits, f"at least the largest compression, {max(hierarchies)}")
+        per_level("dim", "at least 2", lambda v, _: _is_int(v) and v >= 2)
+        per_level("heads", "at least 1", positive)
+        per_level("dim_head", "an even number, at least 2", lambda v, _: _is_int(v) and v >= 2 and v % 2 == 0)
+        per_level("ff_mult", "above 0", lambda v, _: isinstance(v, (int, float)) and v > 0)
+        if self.hierarchical_stride is None:
+            object.__setattr__(self, "hierarchical_stride", hierarchies)
+        per_level(
+            "hierarchical_stride",
+            "a power of two from 1 to the level's compression",
+            lambda s, c: _is_int(s) and 1 <= s <= c and s & (s - 1) == 0,
+        )
+        if seq_len_fits:
+            per_level(
+                "window_sizes",
+                "null, or 0 to seq_len / compression = "
+                + ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies),
+                lambda w, c: w is None or (_is_int(w) and 0 <= w <= self.seq_len // c),
+            )
+        known = self.predict_hierarchy is None or self.predict_hierarchy in hierarchies
+        problems.check("predict_hierarchy", self.predict_hierarchy, known, f"null or one of {list(hierarchies)}")
+        problems.check("recon_loss_weight", self.recon_loss_weight, self.recon_loss_weight >= 0, "0 or above")
+        problems.check("dropout", self.dropout, 0 <= self.dropout < 1, "0 to below 1")
+        problems.raise_all()
+
+        at_full_rate = self.hierarchical_stride[self.predict_index] == 1
+        if self.predict_use_all_hierarchy:
+            at_full_rate = 1 in self.hierarchical_stride
+        allowed = "a predicting level of stride 1, since its outputs are the predictions of every byte"
+        problems.check("hierarchical_stride", self.hierarchical_stride, at_full_rate, allowed)
+        problems.raise_all()
+
+    @property
+    def predict_index(self) -> int:
+        """Index of the level that predicts and that the others are merged into."""
+        level = min(self.hierarchies) if self.predict_hierarchy is None else self.predict_hierarchy
+        return self.hierarchies.index(level)
+
+    @property
+    def levels(self) -> tuple[LevelConfig, ...]:
+        """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
+        windows = [
+            ceil(self.seq_len / c) if w is None else w for w, c in zip(self.window_sizes, self.hierarchies, strict=True)
+        ]
+        columns = (self.hierarchies, self.hierarchical_stride, self.dim, self.heads, self.dim_head, self.ff_mult)
+        return tuple(LevelConfig(*level) for level in zip(*columns, windows, strict=True))
+
+    def to_dict(self) -> dict:
+        """Plain JSON values, one for each argument."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+class _Problems(list):
+    """Collects what is wrong, so that a config wrong in three places is told so once."""
+
+    def check(self, name, got, is_legal, allowed):
+        if not is_legal:
+            got = list(got) if isinstance(got, tuple) else got
+            self.append(f"{name}: got {got}, allowed: {allowed}")
+
+    def raise_all(self):
+        if self:
+            raise ValueError("; ".join(self))
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
