@@ -66,23 +66,23 @@ class ModelConfig:
     """attention through PyTorch's fused kernels; false takes the plain path, for reference"""
 
     def __post_init__(self):
+        for field in fields(self):  # JSON gives lists
+            if isinstance(getattr(self, field.name), list):
+                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
         problems = _Problems()
-        hierarchies = self.hierarchies if isinstance(self.hierarchies, (tuple, list)) else (self.hierarchies,)
-        hierarchies = tuple(hierarchies)
-        object.__setattr__(self, "hierarchies", hierarchies)
+        hierarchies = self.per_level("hierarchies")
 
         power_of_two = all(_is_int(c) and c >= 1 and c & (c - 1) == 0 for c in hierarchies)
         distinct = len(set(hierarchies)) == len(hierarchies) > 0
-        problems.check("hierarchies", hierarchies, power_of_two and distinct, "one or more distinct powers of two")
+        problems.check("hierarchies", self.hierarchies, power_of_two and distinct, "one or more distinct powers of two")
         if problems:
             problems.raise_all()
 
         def per_level(name, allowed, is_legal):
-            value, n = getattr(self, name), len(hierarchies)
-            values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * n
-            object.__setattr__(self, name, values)
-            expected = f"{allowed}, one for all or one for each of the {n} hierarchies {list(hierarchies)}"
-            problems.check(name, value, len(values) == n and all(map(is_legal, values, hierarchies)), expected)
+            values, n = self.per_level(name), len(hierarchies)
+            allowed = f"{allowed}; one for all or one for each of the {n} hierarchies {list(hierarchies)}"
+            fits = len(values) == n and all(map(is_legal, values, hierarchies))
+            problems.check(name, getattr(self, name), fits, allowed)
 
         def positive(v, _):
             return _is_int(v) and v >= 1
@@ -95,8 +95,6 @@ class ModelConfig:
         per_level("heads", "at least 1", positive)
         per_level("dim_head", "an even number, at least 2", lambda v, _: _is_int(v) and v >= 2 and v % 2 == 0)
         per_level("ff_mult", "above 0", lambda v, _: isinstance(v, (int, float)) and v > 0)
-        if self.hierarchical_stride is None:
-            object.__setattr__(self, "hierarchical_stride", hierarchies)
         per_level(
             "hierarchical_stride",
             "a power of two from 1 to the level's compression",
@@ -115,27 +113,36 @@ class ModelConfig:
         problems.check("dropout", self.dropout, 0 <= self.dropout < 1, "0 to below 1")
         problems.raise_all()
 
-        at_full_rate = self.hierarchical_stride[self.predict_index] == 1
-        if self.predict_use_all_hierarchy:
-            at_full_rate = 1 in self.hierarchical_stride
+        strides = self.per_level("hierarchical_stride")
+        at_full_rate = 1 in strides if self.predict_use_all_hierarchy else strides[self.predict_index] == 1
         allowed = "a predicting level of stride 1, since its outputs are the predictions of every byte"
         problems.check("hierarchical_stride", self.hierarchical_stride, at_full_rate, allowed)
         problems.raise_all()
 
+    def per_level(self, name: str) -> tuple:
+        """An argument's value for each level."""
+        value = getattr(self, name)
+        if name == "hierarchical_stride" and value is None:
+            value = self.hierarchies
+        if isinstance(value, tuple):
+            return value
+        return (value,) if name == "hierarchies" else (value,) * len(self.per_level("hierarchies"))
+
     @property
     def predict_index(self) -> int:
         """Index of the level that predicts and that the others are merged into."""
-        level = min(self.hierarchies) if self.predict_hierarchy is None else self.predict_hierarchy
-        return self.hierarchies.index(level)
+        hierarchies = self.per_level("hierarchies")
+        return hierarchies.index(min(hierarchies) if self.predict_hierarchy is None else self.predict_hierarchy)
 
     @property
     def levels(self) -> tuple[LevelConfig, ...]:
         """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
-        windows = [
-            ceil(self.seq_len / c) if w is None else w for w, c in zip(self.window_sizes, self.hierarchies, strict=True)
-        ]
-        columns = (self.hierarchies, self.hierarchical_stride, self.dim, self.heads, self.dim_head, self.ff_mult)
-        return tuple(LevelConfig(*level) for level in zip(*columns, windows, strict=True))
+        names = ("hierarchies", "hierarchical_stride", "dim", "heads", "dim_head", "ff_mult", "window_sizes")
+        levels = zip(*map(self.per_level, names), strict=True)
+        return tuple(
+            LevelConfig(c, *others, ceil(self.seq_len / c) if window is None else window)
+            for c, *others, window in levels
+        )
 
     def to_dict(self) -> dict:
         """Plain JSON values, one for each argument."""

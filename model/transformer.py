@@ -18,7 +18,7 @@ from model.sampling import generate
 
 
 class Level(nn.Module):
-    """One level: its way in from the bytes' embeddings, a block for each layer, its norm on the way out."""
+    """One level: its way in from the bytes' embeddings, and a block for each layer."""
 
     def __init__(self, level: LevelConfig, config: ModelConfig, dim_in: int):
         super().__init__()
@@ -27,7 +27,6 @@ class Level(nn.Module):
         self.norm_in = nn.LayerNorm(level.dim)
         self.rotary = Rotary(level.dim_head, config.rotary_xpos)
         self.blocks = nn.ModuleList(Block(level, config.use_flash_attn, config.dropout) for _ in range(config.depth))
-        self.norm_out = nn.LayerNorm(level.dim)
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Embeddings (b n d_in) to this level's tokens (b ⌈n/s⌉ d), and the rotary tables of their chains."""
@@ -56,18 +55,21 @@ class HierarchicalTransformer(
         self.config = config = ModelConfig(**kwargs)
         self._hub_mixin_config = config.to_dict()  # what save_pretrained writes: every argument, defaults included
         levels, predicting = config.levels, config.predict_index
-        dim_in = max(config.dim)
+        dim_in = max(level.dim for level in levels)
+        everyone = range(len(levels))
 
         self.token_emb = nn.Embedding(config.num_tokens, dim_in)
         self.levels = nn.ModuleList(Level(level, config, dim_in) for level in levels)
-        targets = tuple(range(len(levels))) if config.hierarchy_merge_all else (predicting,)
+        targets = tuple(everyone) if config.hierarchy_merge_all else (predicting,)
         self.merges = nn.ModuleList(Merge(levels, targets) for _ in range(config.depth if len(levels) > 1 else 0))
-        self.heads = tuple(range(len(levels))) if config.predict_use_all_hierarchy else (predicting,)
+
+        # The levels that predict the next byte, and those that must give back their own; only they have a way out.
+        self.heads = tuple(everyone) if config.predict_use_all_hierarchy else (predicting,)
+        self.strides = [levels[i].stride for i in self.heads]
         self.to_logits = nn.Linear(sum(levels[i].dim for i in self.heads), config.num_tokens, bias=False)
-        has_recon = [config.recon_loss_weight > 0 and level.compression > 1 for level in levels]
-        self.recons = nn.ModuleDict(
-            {str(i): Reconstruction(levels[i], config.num_tokens) for i, has in enumerate(has_recon) if has}
-        )
+        recons = [i for i in everyone if config.recon_loss_weight > 0 and levels[i].compression > 1]
+        self.recons = nn.ModuleDict({str(i): Reconstruction(levels[i], config.num_tokens) for i in recons})
+        self.norms = nn.ModuleDict({str(i): nn.LayerNorm(levels[i].dim) for i in sorted({*self.heads, *recons})})
         self.apply(init_weights)
 
     def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor | tuple[Tensor, Losses]:
@@ -88,12 +90,12 @@ class HierarchicalTransformer(
         )
         loss, recon = cross_entropy, None
         if self.recons:
-            recon = sum(head(embeds[int(i)], ids) for i, head in self.recons.items())
+            recon = sum(head(embeds[i], ids) for i, head in self.recons.items())
             loss = loss + self.config.recon_loss_weight * recon
         return loss, Losses(cross_entropy.detach(), recon if recon is None else recon.detach())
 
-    def embed(self, ids: Tensor) -> list[Tensor]:
-        """The last, normed outputs of all levels for ids (b n): a (b ⌈n/s⌉ d) each."""
+    def embed(self, ids: Tensor) -> dict[str, Tensor]:
+        """The normed outputs of the levels that predict or reconstruct, by index, for ids (b n): (b ⌈n/s⌉ d) each."""
         n = ids.shape[1]
         x = self.token_emb(ids)
         tokens, rotaries = map(list, zip(*(level.embed(x) for level in self.levels), strict=True))
@@ -103,14 +105,13 @@ class HierarchicalTransformer(
             ]
             if self.merges:
                 tokens = self.merges[layer](tokens, n)
-        return [level.norm_out(t) for level, t in zip(self.levels, tokens, strict=True)]
+        return {i: norm(tokens[int(i)]) for i, norm in self.norms.items()}
 
-    def predict(self, embeds: list[Tensor], n: int) -> Tensor:
+    def predict(self, embeds: dict[str, Tensor], n: int) -> Tensor:
         """Logits (b n num_tokens) from the outputs of the predicting levels, each mapped at its own rate."""
-        embeds = [embeds[i] for i in self.heads]
-        strides = [self.config.hierarchical_stride[i] for i in self.heads]
-        weights = self.to_logits.weight.split([t.shape[-1] for t in embeds], dim=1)
-        parts = zip(embeds, weights, strides, strict=True)
+        outputs = [embeds[str(i)] for i in self.heads]
+        weights = self.to_logits.weight.split([t.shape[-1] for t in outputs], dim=1)
+        parts = zip(outputs, weights, self.strides, strict=True)
         return sum(align(F.linear(t, weight), stride, 1, n) for t, weight, stride in parts)
 
     generate = generate
