@@ -25,14 +25,13 @@ class Rotary(nn.Module):
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Tables for queries and for keys at `positions` (n): each (2 n d/2), cosines and sines."""
-        with torch.autocast(positions.device.type, enabled=False):
-            angles = torch.outer(positions.to(self.freqs), self.freqs)
-            table = torch.stack((angles.cos(), angles.sin()))
-            if self.scale is None:
-                return table, table
-            centred = positions.to(self.freqs) - len(positions) // 2
-            scale = self.scale ** (centred / XPOS_SCALE_BASE).unsqueeze(-1)
-            return table * scale, table / scale
+        angles = positions.unsqueeze(-1) * self.freqs
+        table = torch.stack((angles.cos(), angles.sin()))
+        if self.scale is None:
+            return table, table
+        centred = positions - len(positions) // 2
+        scale = self.scale ** (centred / XPOS_SCALE_BASE).unsqueeze(-1)
+        return table * scale, table / scale
 
 
 def rotate(t: Tensor, table: Tensor) -> Tensor:

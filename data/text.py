@@ -1,0 +1,21 @@
+"""Between text and bytes, for people to read."""
+
+import torch
+from torch import Tensor
+
+
+def to_ids(text: str) -> Tensor:
+    """UTF-8 bytes of a text: (1 n) int64.
+
+    Raises:
+        ValueError: on an empty text.
+    """
+    if not text:
+        raise ValueError("prompt: got an empty text, allowed: at least one byte")
+    return torch.tensor([list(text.encode("utf-8"))])
+
+
+def to_text(ids: Tensor) -> str:
+    """Bytes (n) as text: broken UTF-8 as �, control characters other than tab and newline as ·."""
+    text = bytes(ids.tolist()).decode("utf-8", errors="replace")
+    return "".join(c if c.isprintable() or c in "\t\n" else "·" for c in text)

@@ -1,0 +1,1 @@
+"""What `train.py` calls: configuration, optimizer, evaluation, checkpoints and trackers."""

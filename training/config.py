@@ -1,0 +1,164 @@
+"""A run's configuration: YAML and flags to checked dataclasses, with one clear line for what is wrong."""
+
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Literal, NoReturn
+
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from data.config import DataConfig
+from model.config import ModelConfig
+
+set_parsing_settings(docstring_parse_attribute_docstrings=True)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the model is trained."""
+
+    max_steps: int = 1000
+    """optimizer steps of the whole run"""
+    batch_size: int = 8
+    """sequences a process takes through the model at once; times processes times accumulation = global batch"""
+    gradient_accumulation_steps: int = 1
+    """batches whose gradients make one step"""
+    learning_rate: float = 1e-3
+    """peak learning rate of AdamW"""
+    min_learning_rate: float = 1e-4
+    """where the cosine ends, at max_steps"""
+    warmup_steps: int = 100
+    """steps of linear warm-up"""
+    weight_decay: float = 0.1
+    """decay of matrices; embeddings, norms and biases have none"""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """running averages of AdamW: gradients and their squares"""
+    grad_clip: float = 1.0
+    """largest norm of the gradient; 0 = no clipping"""
+    seed: int = 0
+    """of the weights, the batches, dropout and samples"""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """auto = what `accelerate launch` was told, else bf16 on a GPU that has it, else no"""
+    log_every: int = 10
+    """steps between two lines of metrics"""
+    validate_every: int = 250
+    """steps between two validations; the best model so far is kept in RUN_DIR/model"""
+    validate_bytes: int = 65_536
+    """about how much of the validation split a validation scores, spread evenly, always the same bytes"""
+    sample_every: int = 500
+    """steps between two text samples; 0 = none but the last"""
+    sample_length: int = 256
+    """bytes of a sample"""
+    checkpoint_every: int = 500
+    """steps between two checkpoints"""
+    keep_checkpoints: int = 2
+    """newest checkpoints that are kept"""
+
+    def __post_init__(self):
+        at_least_one = ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "validate_every")
+        at_least_one += ("validate_bytes", "checkpoint_every", "keep_checkpoints")
+        bounds = dict.fromkeys(at_least_one, 1)
+        bounds |= dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip", "seed"), 0)
+        bounds |= dict.fromkeys(("min_learning_rate", "sample_every", "sample_length"), 0)
+        problems = [
+            f"{name}: got {getattr(self, name)}, allowed: {lowest} or above"
+            for name, lowest in bounds.items()
+            if getattr(self, name) < lowest
+        ]
+        if self.learning_rate <= 0:
+            problems.append(f"learning_rate: got {self.learning_rate}, allowed: above 0")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas: got {list(self.betas)}, allowed: two values from 0 to below 1")
+        if problems:
+            raise ValueError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Where Weights & Biases logs. RUN_DIR/metrics.jsonl is written always."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto = online when a key is at hand, else offline (see `wandb sync`); disabled = no wandb at all"""
+    project: str = "hierarchical-bytes"
+    """wandb project"""
+    name: str | None = None
+    """name of the run; the run directory's own when null"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train a hierarchical byte model. `accelerate launch train.py --config configs/quickstart.yaml`"""
+
+    run_dir: str | None = None
+    """folder of all that the run writes; runs/NAME for configs/NAME.yaml when null"""
+    resume: bool = False
+    """go on from the newest whole checkpoint of run_dir"""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    def to_dict(self) -> dict:
+        """Plain values, every default filled in, as `--config` reads them; without `resume`, which is no setting."""
+        values = asdict(self) | {"model": self.model.to_dict()}
+        values["train"]["betas"] = list(self.train.betas)
+        del values["resume"]
+        return values
+
+
+def load_config(argv: list[str] | None = None) -> Config:
+    """Read `--config FILE` and dotted flags, and check them all; one line ends the program if something is wrong."""
+    argv = sys.argv[1:] if argv is None else argv
+    parser = Parser(prog="train.py", description=Config.__doc__)
+    parser.add_argument("--config", action="config", help="a YAML file of any of these settings")
+    parser.add_class_arguments(Config)
+    values = parser.parse_args(argv)
+    if values.resume and not values.config and values.run_dir:  # a run remembers its own settings
+        values = parser.parse_args(["--config", str(Path(values.run_dir) / "config.yaml"), *argv])
+    if values.run_dir is None:
+        values.run_dir = f"runs/{Path(str(values.config[-1])).stem if values.config else 'default'}"
+
+    sections, problems = {}, []
+    for name, section in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig), ("wandb", WandbConfig)):
+        try:
+            sections[name] = section(**vars(values[name]))
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        fail("; ".join(problems))
+    return Config(run_dir=values.run_dir, resume=values.resume, **sections)
+
+
+class Parser(ArgumentParser):
+    """An argument parser whose errors are one line on stderr and exit code 2."""
+
+    def error(self, message, ex=None) -> NoReturn:
+        message = " ".join(str(message).split())
+        unknown = re.search(r"(?:unrecognized arguments:|does not accept option|Key) ['\"]?-*([\w.]+)", message)
+        if not unknown:
+            fail(message)
+        name = unknown[1]
+
+        def likeness(setting):
+            return max(SequenceMatcher(None, name, known).ratio() for known in (setting, setting.split(".")[-1]))
+
+        nearest = max((action.dest for action in self._actions), key=likeness)
+        fail(f"{name}: no such setting; the nearest is {nearest}")
+
+
+@contextmanager
+def user_errors():
+    """End the program with one line, not a traceback, for what a user can mend while a run is being set up."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        fail(error)
+
+
+def fail(message: object) -> NoReturn:
+    """End the program: one line on stderr, exit code 2."""
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    sys.exit(2)

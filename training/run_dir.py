@@ -1,0 +1,85 @@
+"""A run directory belongs to one run; a run that is told to stop leaves in good order."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from training.config import Config
+from training.files import write_text
+
+# What may differ on --resume without making it another run.
+FREE = {"run_dir", "wandb"}
+FREE_IN_TRAIN = {"log_every", "validate_every", "validate_bytes", "sample_every", "sample_length"}
+FREE_IN_TRAIN |= {"checkpoint_every", "keep_checkpoints", "max_steps", "mixed_precision"}
+FREE_IN_TRAIN |= {"batch_size", "gradient_accumulation_steps"}  # their product with the processes is what counts
+
+
+def claim_run_dir(config: Config, accelerator: Accelerator) -> Path:
+    """Make the run directory and write config.yaml, or check that what it holds is this run.
+
+    Raises:
+        ValueError: when it holds a run and this is no resume, holds another run's config, or holds none to resume.
+    """
+    run_dir = Path(config.run_dir)
+    known = run_dir / "config.yaml"
+    if accelerator.is_main_process:
+        if known.is_file() and not config.resume:
+            raise ValueError(
+                f"run_dir: {run_dir} already holds a run; allowed: --resume to go on with it, or another --run_dir"
+            )
+        if config.resume and not known.is_file():
+            raise ValueError(f"run_dir: {run_dir} holds no run to resume (no config.yaml)")
+        if config.resume:
+            check_same_run(config.to_dict(), yaml.safe_load(known.read_text()), run_dir)
+        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run_dir / "samples").mkdir(exist_ok=True)
+        write_text(known, yaml.safe_dump(config.to_dict(), sort_keys=False))
+    accelerator.wait_for_everyone()
+    return run_dir
+
+
+def check_same_run(now: dict, then: dict, run_dir: Path) -> None:
+    """Raise a ValueError that names each setting by which two configs are not the same run."""
+    differences = [
+        f"{section}.{name} is {values.get(name)} here and {then.get(section, {}).get(name)} there"
+        for section, values in now.items()
+        if section not in FREE
+        for name in sorted(values)
+        if not (section == "train" and name in FREE_IN_TRAIN)
+        if values.get(name) != then.get(section, {}).get(name)
+    ]
+    if differences:
+        raise ValueError(f"run_dir: {run_dir} holds another run's config: " + "; ".join(differences))
+
+
+class StopSignal:
+    """SIGINT (Ctrl-C) and SIGTERM ask a run to save and leave after the step it is in; a second one leaves at once."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+        self.number = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number, frame):
+        if self.number:
+            os._exit(128 + number)
+        self.number = number
+        print(f"\n{signal.Signals(number).name}: saving after this step; once more leaves at once", file=sys.stderr)
+
+    def requested(self) -> bool:
+        """Whether any process was told to stop, which all of them learn at the same step."""
+        if self.accelerator.num_processes > 1:
+            numbers = self.accelerator.gather(torch.tensor([self.number], device=self.accelerator.device))
+            self.number = int(numbers.max())
+        return self.number != 0
+
+    def leave(self) -> None:
+        """Exit as a shell expects of a program that a signal ended; does nothing if none came."""
+        if self.number:
+            sys.exit(128 + self.number)
