@@ -52,7 +52,7 @@ def _benchmark(config: DataConfig) -> Corpus:
     if not path.is_file():
         raise FileNotFoundError(f"data.path: {path} is not a file; allowed: {config.name}, packed or not")
     key = [config.name, config.head, _fingerprint([path])]
-    check = _checked_head(path) if config.head else _checked(path, config.name, expected)
+    check = _checked_head(path) if config.head and config.path else _checked(path, config.name, expected)
     return _cached(config, key, str(path), check)
 
 

@@ -14,6 +14,7 @@ class LevelConfig:
     heads: int
     dim_head: int
     ff_mult: float
+    compress_mult: float
     window: int  # keys a query sees, itself included, along its own chain; 0 = no attention
 
     @property
@@ -44,6 +45,8 @@ class ModelConfig:
     """attention heads, per level"""
     ff_mult: float | tuple[float, ...] = 4.0
     """hidden width of the feed-forward over dim, per level"""
+    compress_mult: float | tuple[float, ...] = 1.0
+    """hidden width of the compression over the embedding's width, per level"""
     hierarchies: int | tuple[int, ...] = 1
     """compression of each level: distinct powers of two, such as [1, 4]"""
     hierarchical_stride: int | tuple[int, ...] | None = None
@@ -94,7 +97,8 @@ class ModelConfig:
         per_level("dim", "at least 2", lambda v, _: _is_int(v) and v >= 2)
         per_level("heads", "at least 1", positive)
         per_level("dim_head", "an even number, at least 2", lambda v, _: _is_int(v) and v >= 2 and v % 2 == 0)
-        per_level("ff_mult", "above 0", lambda v, _: isinstance(v, (int, float)) and v > 0)
+        for name in ("ff_mult", "compress_mult"):
+            per_level(name, "above 0", lambda v, _: isinstance(v, (int, float)) and v > 0)
         per_level(
             "hierarchical_stride",
             "a power of two from 1 to the level's compression",
@@ -137,7 +141,8 @@ class ModelConfig:
     @property
     def levels(self) -> tuple[LevelConfig, ...]:
         """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
-        names = ("hierarchies", "hierarchical_stride", "dim", "heads", "dim_head", "ff_mult", "window_sizes")
+        names = ("hierarchies", "hierarchical_stride", "dim", "heads", "dim_head", "ff_mult")
+        names += ("compress_mult", "window_sizes")
         levels = zip(*map(self.per_level, names), strict=True)
         return tuple(
             LevelConfig(c, *others, ceil(self.seq_len / c) if window is None else window)

@@ -17,13 +17,13 @@ class Compress(nn.Module):
     product over chunks. Output k has seen bytes ks - c + 1 … ks, so every position t ≥ ks may read it.
     """
 
-    def __init__(self, dim_in: int, level: LevelConfig, expansion: int = 4):
+    def __init__(self, dim_in: int, level: LevelConfig):
         super().__init__()
         self.compression, self.stride = level.compression, level.stride
         if level.compression == 1:
             self.net = nn.Linear(dim_in, level.dim, bias=False) if dim_in != level.dim else nn.Identity()
             return
-        inner = dim_in * expansion
+        inner = int(dim_in * level.compress_mult)
         self.net = nn.Sequential(nn.Linear(level.compression * dim_in, inner), nn.SiLU(), nn.Linear(inner, level.dim))
 
     def forward(self, x: Tensor) -> Tensor:

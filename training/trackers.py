@@ -44,7 +44,7 @@ def wandb_mode(config: Config) -> str:
         return os.environ["WANDB_MODE"]
     import wandb  # heavy, and not needed by runs without it
 
-    return "online" if wandb.Api(api_key=None).api_key else "offline"
+    return "online" if wandb.login(prompt=False) else "offline"
 
 
 def start_wandb(accelerator: Accelerator, config: Config, state: RunState) -> None:
