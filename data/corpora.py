@@ -88,8 +88,9 @@ def _checked_head(path: Path) -> Iterator[bytes]:
 def _download(name: str, url: str) -> Path:
     from datasets import DownloadConfig, DownloadManager  # heavy
 
+    manager = DownloadManager(dataset_name=name, download_config=DownloadConfig(max_retries=1))
     try:
-        return Path(DownloadManager(dataset_name=name, download_config=DownloadConfig(max_retries=1)).download(url))
+        return Path(manager.download_and_extract(url)) / name
     except Exception as error:  # whatever the network does
         raise ValueError(
             f"data.path: got null, and {url} cannot be fetched ({type(error).__name__}); download it where there is a "

@@ -12,7 +12,7 @@ import zstandard
 
 from data.store import chunks
 
-OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open, ".zst": zstandard.open}
+OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 DAMAGED = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, zstandard.ZstdError, gzip.BadGzipFile)
 
 
@@ -28,8 +28,24 @@ def unpacked(path: Path) -> Iterator[bytes]:
                 for member in sorted(archive.namelist()):
                     with archive.open(member) as file:
                         yield from chunks(file)
+        elif path.suffix == ".zst":
+            with path.open("rb") as file:
+                yield from _zstandard_frames(chunks(file))
         else:
             with OPENERS.get(path.suffix, open)(path, "rb") as file:
                 yield from chunks(file)
     except DAMAGED as error:
         raise ValueError(f"path: {path} is damaged or cut short ({error})") from error
+
+
+def _zstandard_frames(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Decompress frame after frame; the library's own reader takes a frame that is cut short for its end."""
+    frame = None
+    for piece in pieces:
+        while piece:
+            frame = frame or zstandard.ZstdDecompressor().decompressobj()
+            yield frame.decompress(piece)
+            piece = frame.unused_data
+            frame = None if frame.eof else frame
+    if frame is not None:
+        raise EOFError("the last frame has no end")

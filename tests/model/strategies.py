@@ -1,0 +1,39 @@
+"""Drawn configurations of the model: every legal one, small."""
+
+from hypothesis import strategies as st
+
+
+@st.composite
+def model_configs(draw, max_levels: int = 4, **fixed) -> dict:
+    """Keyword arguments of `HierarchicalTransformer` with 1 to `max_levels` levels of any legal shape."""
+    compressions = draw(st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=max_levels, unique=True))
+    strides = [draw(st.sampled_from([s for s in (1, 2, 4, 8) if s <= c])) for c in compressions]
+    predict_all = draw(st.booleans())
+    predicting = draw(st.sampled_from(compressions))
+    if predict_all:
+        strides[draw(st.integers(0, len(strides) - 1))] = 1
+    else:
+        strides[compressions.index(predicting)] = 1
+    seq_len = draw(st.integers(max(compressions), 24))
+    windows = [draw(st.none() | st.integers(0, seq_len // c)) for c in compressions]
+    each = len(compressions)
+    config = {
+        "num_tokens": 11,
+        "dim": [draw(st.sampled_from([6, 8, 12])) for _ in range(each)],
+        "depth": draw(st.integers(1, 2)),
+        "seq_len": seq_len,
+        "dim_head": [draw(st.sampled_from([2, 4])) for _ in range(each)],
+        "heads": [draw(st.integers(1, 2)) for _ in range(each)],
+        "ff_mult": draw(st.sampled_from([1, 2.5])),
+        "compress_mult": draw(st.sampled_from([1, 2])),
+        "hierarchies": compressions,
+        "hierarchical_stride": strides,
+        "window_sizes": windows,
+        "hierarchy_merge_all": draw(st.booleans()),
+        "predict_hierarchy": predicting,
+        "predict_use_all_hierarchy": predict_all,
+        "recon_loss_weight": draw(st.sampled_from([0.0, 0.5])),
+        "rotary_xpos": draw(st.booleans()),
+        "use_flash_attn": draw(st.booleans()),
+    }
+    return config | fixed

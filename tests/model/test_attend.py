@@ -1,0 +1,122 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from model import Attend
+
+
+def by_hand(q, k, v, causal, window, mask):
+    """Attention of one query after another over the keys that it may see, in float64."""
+    q, k, v = (t.double() for t in (q, k, v))
+    queries, keys = q.shape[-2], k.shape[-2]
+    rows = []
+    for b in range(len(q)):
+        for i in range(queries):
+            here = i + keys - queries
+            first = max(0, here - window + 1) if window else 0
+            seen = [j for j in range(first, here + 1 if causal else keys) if mask is None or mask[b, j]]
+            scores = torch.einsum("hd,hjd->hj", q[b, :, i], k[b][:, seen]) / q.shape[-1] ** 0.5
+            rows.append(torch.einsum("hj,hjd->hd", scores.softmax(-1), v[b][:, seen]))
+    return torch.stack(rows).unflatten(0, (len(q), queries)).transpose(1, 2)
+
+
+def draw_mask(kind, batch, keys):
+    if kind == "none":
+        return None
+    mask = torch.rand(batch, keys) < 0.6
+    if kind == "blind":
+        mask[0] = False  # a whole sequence without a key
+        mask[-1, : keys // 2] = False  # and causal queries before the first one
+    return mask
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("kind", ["none", "some", "blind"])
+@pytest.mark.parametrize(
+    ("causal", "window", "queries", "keys"),
+    [
+        (False, None, 7, 7),
+        (False, None, 3, 9),
+        (True, None, 1, 1),
+        (True, None, 70, 70),
+        (True, None, 3, 9),
+        (True, None, 1, 9),
+        (True, 1, 9, 9),
+        (True, 4, 64, 64),
+        (True, 5, 150, 150),
+        (True, 80, 200, 200),
+        (True, 4, 1, 9),
+        (True, 4, 3, 9),
+        (True, 30, 9, 9),
+    ],
+)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
+)
+def test_both_paths_are_attention_in_values_and_gradients(fused, kind, causal, window, queries, keys, dtype, tolerance):
+    torch.manual_seed(0)
+    q = torch.randn(2, 3, queries, 8, dtype=dtype, requires_grad=True)
+    k, v = (torch.randn(2, 3, keys, 8, dtype=dtype, requires_grad=True) for _ in range(2))
+    mask = draw_mask(kind, 2, keys)
+    upstream = torch.randn(2, 3, queries, 8, dtype=dtype)
+
+    out = Attend(causal=causal, use_flash_attn=fused, window_size=window)(q, k, v, mask)
+    expected = by_hand(q, k, v, causal, window, mask)
+    torch.testing.assert_close(out.double(), expected, atol=tolerance, rtol=0)
+    assert out.dtype == dtype
+
+    gradients = torch.autograd.grad(out, (q, k, v), upstream)
+    references = torch.autograd.grad(expected, (q, k, v), upstream.double())
+    for gradient, reference in zip(gradients, references, strict=True):
+        torch.testing.assert_close(gradient.double(), reference.double(), atol=4 * tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize("window", [None, 4])
+def test_a_query_that_sees_nothing_gets_zeros_and_gives_no_gradient(fused, window):
+    q, k, v = (torch.randn(2, 2, 12, 4, requires_grad=True) for _ in range(3))
+    mask = torch.ones(2, 12, dtype=torch.bool)
+    mask[0] = False
+    out = Attend(causal=True, use_flash_attn=fused, window_size=window)(q, k, v, mask)
+    assert torch.equal(out[0], torch.zeros_like(out[0]))
+    out.sum().backward()
+    for t in (q, k, v):
+        assert torch.equal(t.grad[0], torch.zeros_like(t.grad[0]))
+        assert not t.grad.isnan().any()
+
+
+@given(n=st.integers(1, 150), window=st.integers(1, 90), query=st.integers(0, 149), fused=st.booleans())
+def test_a_window_counts_the_query_itself(n, window, query, fused):
+    query = query % n
+    torch.manual_seed(0)
+    q, k = (torch.randn(1, 1, n, 4) for _ in range(2))
+    v = torch.eye(n).reshape(1, 1, n, n)  # each output then is the row of weights
+    weights = Attend(causal=True, use_flash_attn=fused, window_size=window)(q, k, v)[0, 0, query]
+    seen = weights.nonzero().flatten().tolist()
+    assert seen == list(range(max(0, query - window + 1), query + 1))
+
+
+def test_a_window_never_builds_a_square():
+    largest = 0
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for t in out if isinstance(out, tuple) else (out,):
+                largest = max(largest, t.untyped_storage().nbytes() if isinstance(t, torch.Tensor) else 0)
+            return out
+
+    n = 8192
+    q, k, v = (torch.randn(1, 1, n, 8, requires_grad=True) for _ in range(3))
+    with Watch():
+        Attend(causal=True, use_flash_attn=True, window_size=16)(q, k, v).sum().backward()
+    assert largest < n * n / 8  # bytes; one bit for each pair would be as much
+
+
+def test_illegal_windows_are_named():
+    for options in ({"causal": True, "window_size": 0}, {"causal": False, "window_size": 4}):
+        with pytest.raises(ValueError, match="window_size: got"):
+            Attend(**options)

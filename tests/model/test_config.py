@@ -1,0 +1,56 @@
+import json
+
+import pytest
+from hypothesis import given
+
+from model import HierarchicalTransformer, ModelConfig
+from tests.model.strategies import model_configs
+
+ILLEGAL = [
+    ({"num_tokens": 1}, "num_tokens: got 1"),
+    ({"depth": 0}, "depth: got 0"),
+    ({"seq_len": 2, "hierarchies": (1, 4)}, "seq_len: got 2, allowed: at least the largest compression, 4"),
+    ({"dim": (8, 8)}, r"dim: got \[8, 8\]"),
+    ({"dim": 0}, "dim: got 0"),
+    ({"heads": (4, 4, 4), "hierarchies": (1, 4)}, r"heads: got \[4, 4, 4\].*one for each of the 2 hierarchies"),
+    ({"heads": 0}, "heads: got 0"),
+    ({"dim_head": 7}, "dim_head: got 7, allowed: an even number"),
+    ({"ff_mult": 0}, "ff_mult: got 0"),
+    ({"compress_mult": -1}, "compress_mult: got -1"),
+    ({"hierarchies": (1, 3)}, r"hierarchies: got \[1, 3\], allowed: one or more distinct powers of two"),
+    ({"hierarchies": (1, 1)}, r"hierarchies: got \[1, 1\]"),
+    ({"hierarchies": ()}, r"hierarchies: got \[\]"),
+    ({"hierarchies": (1, 4), "hierarchical_stride": (1, 8)}, r"hierarchical_stride: got \[1, 8\]"),
+    ({"hierarchies": (1, 4), "hierarchical_stride": (1, 3)}, r"hierarchical_stride: got \[1, 3\]"),
+    ({"hierarchies": 4}, "hierarchical_stride: got None, allowed: a predicting level of stride 1"),
+    ({"seq_len": 64, "window_sizes": 65}, "window_sizes: got 65, allowed: null, or 0 to .* 64 at 1x"),
+    ({"window_sizes": -1}, "window_sizes: got -1"),
+    ({"predict_hierarchy": 2}, "predict_hierarchy: got 2"),
+    ({"recon_loss_weight": -0.1}, "recon_loss_weight: got -0.1"),
+    ({"dropout": 1.0}, "dropout: got 1.0"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), ILLEGAL, ids=[message.split(":")[0] for _, message in ILLEGAL])
+def test_an_illegal_argument_is_named_with_what_it_got(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        HierarchicalTransformer(**arguments)
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    with pytest.raises(ValueError, match=r"depth: got 0.*heads: got 0.*dropout: got 2"):
+        ModelConfig(depth=0, heads=0, dropout=2)
+
+
+@given(model_configs())
+def test_a_config_survives_json(arguments):
+    config = ModelConfig(**arguments)
+    assert ModelConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    assert len(config.levels) == len(arguments["hierarchies"])
+
+
+def test_defaults_fit_any_number_of_levels():
+    for hierarchies in (1, (1, 2), (1, 2, 4, 8)):
+        levels = ModelConfig(hierarchies=hierarchies, seq_len=64).levels
+        assert [level.stride for level in levels] == [level.compression for level in levels]
+        assert [level.window for level in levels] == [64 // level.compression for level in levels]

@@ -1,0 +1,78 @@
+from math import ceil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model import ModelConfig
+from model.block import token_shift
+from model.levels import Compress, Merge, align
+
+POWERS = st.sampled_from([1, 2, 4, 8])
+
+
+def levels_of(**config):
+    return ModelConfig(**{"heads": 1, "dim_head": 2, "dim": 6, "seq_len": 32} | config).levels
+
+
+@given(c=st.sampled_from([2, 4, 8]), s=POWERS, n=st.integers(1, 40))
+def test_compress_is_a_causal_convolution(c, s, n):
+    s = min(s, c)
+    torch.manual_seed(0)
+    level = levels_of(hierarchies=(1, c), hierarchical_stride=(1, s), compress_mult=2)[1]
+    compress = Compress(5, level)
+    x = torch.randn(2, n, 5)
+    first, _, last = compress.net
+    kernel = first.weight.unflatten(1, (c, 5)).transpose(1, 2)  # (out in kernel)
+    hidden = F.conv1d(F.pad(x.transpose(1, 2), (c - 1, 0)), kernel, first.bias, stride=s)
+    torch.testing.assert_close(compress(x), last(F.silu(hidden.transpose(1, 2))))
+    assert compress(x).shape == (2, ceil(n / s), 6)
+
+
+@given(c=st.sampled_from([2, 4, 8]), s=POWERS, t=st.integers(0, 31))
+def test_an_output_sees_the_bytes_behind_it_and_no_others(c, s, t):
+    s = min(s, c)
+    level = levels_of(hierarchies=(1, c), hierarchical_stride=(1, s))[1]
+    compress = Compress(5, level).double()
+    x = torch.randn(1, 32, 5, dtype=torch.float64)
+    changed = x.clone()
+    changed[0, t] += 1
+    moved = (compress(x) != compress(changed)).any(-1)[0]
+    for k, has_moved in enumerate(moved.tolist()):
+        assert has_moved == (k * s - c + 1 <= t <= k * s)
+
+
+@given(stride=POWERS, to=POWERS, n=st.integers(1, 40))
+def test_align_reads_the_output_that_a_position_may_read(stride, to, n):
+    outputs = torch.arange(ceil(n / stride)).reshape(1, -1, 1)
+    aligned = align(outputs, stride, to, n).flatten().tolist()
+    assert aligned == [t // stride for t in range(0, n, to)]
+
+
+@pytest.mark.parametrize("targets", [(0,), (1,), (0, 1, 2)])
+@given(strides=st.tuples(POWERS, POWERS, POWERS), n=st.integers(1, 40))
+def test_merge_is_two_layers_over_the_normed_concatenation(targets, strides, n):
+    torch.manual_seed(0)
+    strides = (1, *strides[1:])  # something must predict every byte
+    levels = levels_of(
+        dim=(6, 4, 8), hierarchies=(16, 8, 32), hierarchical_stride=strides, predict_hierarchy=16, compress_mult=1
+    )
+    merge = Merge(levels, targets)
+    torch.nn.init.normal_(merge.norm.weight)
+    tokens = [torch.randn(2, ceil(n / level.stride), level.dim) for level in levels]
+
+    together = torch.cat([t.repeat_interleave(s, 1)[:, :n] for t, s in zip(tokens, strides, strict=True)], dim=-1)
+    updates = merge.to_out(F.silu(merge.to_hidden(merge.norm(together)))).split([levels[i].dim for i in targets], -1)
+    merged = merge(tokens, n)
+    for i, t in enumerate(tokens):
+        update = updates[targets.index(i)][:, :: strides[i]] if i in targets else 0
+        torch.testing.assert_close(merged[i], t + update, atol=1e-5, rtol=1e-4)
+
+
+def test_token_shift_takes_half_from_before():
+    x = torch.arange(1.0, 13.0).reshape(1, 3, 4)
+    shifted = token_shift(x)
+    assert torch.equal(shifted[..., :2], x[..., :2])
+    assert torch.equal(shifted[0, :, 2:], torch.tensor([[0.0, 0.0], [3.0, 4.0], [7.0, 8.0]]))

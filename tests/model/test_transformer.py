@@ -1,0 +1,134 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+from model import HierarchicalTransformer
+from tests.model.strategies import model_configs
+
+
+def build(config, seed=0):
+    torch.manual_seed(seed)
+    model = HierarchicalTransformer(**config).eval()
+    for p in model.parameters():  # nothing at zero or one may hide a mistake
+        torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+@settings(max_examples=60)
+@given(config=model_configs(), n=st.integers(2, 40), data=st.data())
+def test_no_logit_depends_on_a_later_byte(config, n, data):
+    model = build(config)
+    ids = torch.randint(0, 11, (2, n))
+    t = data.draw(st.integers(1, n - 1), label="t")
+    changed = ids.clone()
+    changed[:, t] = (changed[:, t] + 1) % 11
+    with torch.no_grad():
+        before, after = model(ids), model(changed)
+    assert torch.equal(before[:, :t], after[:, :t])
+    assert before.shape == (2, n, 11)
+
+
+@given(config=model_configs(), n=st.integers(2, 40))
+def test_a_byte_reaches_its_own_prediction(config, n):
+    model = build(config)
+    ids = torch.randint(0, 11, (1, n))
+    changed = ids.clone()
+    changed[:, -1] = (changed[:, -1] + 1) % 11
+    with torch.no_grad():
+        assert not torch.equal(model(ids)[:, -1], model(changed)[:, -1])
+
+
+@given(config=model_configs(), n=st.integers(1, 60), data=st.data())
+def test_a_prefix_predicts_what_the_whole_does(config, n, data):
+    model = build(config)
+    ids = torch.randint(0, 11, (1, n))
+    shorter = data.draw(st.integers(1, n), label="shorter")
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids[:, :shorter]), model(ids)[:, :shorter], atol=1e-4, rtol=1e-4)
+
+
+@given(config=model_configs(), n=st.integers(2, 40))
+def test_fused_and_plain_attention_train_alike(config, n):
+    fused, plain = (build(config | {"use_flash_attn": flag}).double() for flag in (True, False))
+    ids = torch.randint(0, 11, (2, n))
+    losses = [model(ids, return_loss=True)[0] for model in (fused, plain)]
+    torch.testing.assert_close(*losses)
+    for loss in losses:
+        loss.backward()
+    for p, q in zip(fused.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, atol=1e-9, rtol=1e-6)
+
+
+@given(config=model_configs(), n=st.integers(2, 20))
+def test_the_loss_is_its_parts_weighted(config, n):
+    model = build(config)
+    ids = torch.randint(0, 11, (2, n + 1))
+    loss, losses = model(ids, return_loss=True)
+    logits = model(ids[:, :-1])
+    cross_entropy = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(losses.cross_entropy, cross_entropy.detach())
+    weight = config["recon_loss_weight"]
+    has_recon = weight > 0 and max(config["hierarchies"]) > 1
+    assert (losses.reconstruction is not None) == has_recon == bool(len(model.recons))
+    torch.testing.assert_close(loss, cross_entropy + (weight * losses.reconstruction if has_recon else 0))
+    assert loss.requires_grad and not losses.cross_entropy.requires_grad
+
+
+@given(config=model_configs())
+def test_every_parameter_learns(config):
+    model = build(config)
+    model(torch.randint(0, 11, (2, 25)), return_loss=True)[0].backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+def test_all_256_bytes_count():
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8})
+    for byte in (0, 1, 255):
+        loss, _ = model(torch.full((1, 9), byte), return_loss=True)
+        assert loss > 0 and loss.isfinite()
+
+
+@settings(max_examples=10)
+@given(config=model_configs())
+def test_a_saved_model_comes_back(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model = build(config)
+    model.save_pretrained(folder)
+    again = HierarchicalTransformer.from_pretrained(folder)
+    ids = torch.randint(0, 11, (1, 13))
+    with torch.no_grad():
+        assert torch.equal(model(ids), again(ids))
+    assert again.config == model.config
+
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("to_logits.weight")
+    save_file(weights, folder / "model.safetensors")
+    with pytest.raises(RuntimeError, match="to_logits"):
+        HierarchicalTransformer.from_pretrained(folder)
+
+
+@settings(max_examples=10)
+@given(config=model_configs(), steps=st.integers(0, 12))
+def test_greedy_generation_takes_the_likeliest_each_time(config, steps):
+    model = build(config).train()
+    prompt = torch.randint(0, 11, (2, 5))
+    new = model.generate(prompt, steps, temperature=0)
+    assert model.training and new.shape == (2, steps)
+    ids = prompt
+    with torch.no_grad():
+        for _ in range(steps):
+            ids = torch.cat((ids, model.eval()(ids)[:, -1].argmax(-1, keepdim=True)), dim=1)
+    assert torch.equal(new, ids[:, 5:])
+
+
+def test_the_same_generator_gives_the_same_bytes():
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8})
+    draws = [
+        model.generate(torch.zeros(3, 1, dtype=torch.long), 20, generator=torch.Generator().manual_seed(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+    assert not torch.equal(draws[0][0], draws[0][1])
