@@ -91,8 +91,9 @@ def main(argv: list[str] | None = None) -> None:
         return bits_per_byte(*accelerator.reduce(totals.float().to(accelerator.device), "sum").tolist())
 
     def sample() -> None:
-        prompt = corpus["valid"][:32]
-        ids = torch.from_numpy(prompt.astype("int64"))[None].to(accelerator.device)
+        text = corpus["valid"][:4096].tobytes()
+        text = text[text.find(b"\n") + 1 :][:64]  # from the beginning of a line, if there is one
+        ids = torch.tensor([list(text)], device=accelerator.device)
         generator = torch.Generator().manual_seed(train.seed)
         with accelerator.autocast():
             new = accelerator.unwrap_model(model).generate(ids, train.sample_length, min_p=0.05, generator=generator)

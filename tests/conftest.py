@@ -1,11 +1,15 @@
 """Settings of all tests: one thread, so that results do not depend on the machine, and no network."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_SILENT"] = "true"
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -14,3 +18,38 @@ settings.register_profile(
     "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
 settings.load_profile("tests")
+
+ROOT = Path(__file__).parents[1]
+TINY = """
+model: {dim: [16, 24], depth: 1, seq_len: 32, dim_head: 8, heads: 2, hierarchies: [1, 4], window_sizes: [8, null]}
+data: {name: files}
+train: {max_steps: 12, batch_size: 4, warmup_steps: 2, log_every: 3, validate_every: 6, validate_bytes: 640,
+        sample_every: 0, sample_length: 16, checkpoint_every: 5, learning_rate: 0.01}
+wandb: {mode: disabled}
+"""
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory):
+    """A folder with a small text and a tiny config for it, shared by all tests that train."""
+    folder = tmp_path_factory.mktemp("workplace")
+    text = "".join(f"{i} times {i} is {i * i}, and that is a fact worth repeating.\n" for i in range(400))
+    (folder / "text.txt").write_text(text)
+    config = TINY.replace("name: files", f"name: files, path: {folder / 'text.txt'}, cache_dir: {folder / 'cache'}")
+    (folder / "tiny.yaml").write_text(config)
+    return folder
+
+
+@pytest.fixture
+def command():
+    """Run one of the project's programs as a user would: command("train.py", ...) -> CompletedProcess."""
+
+    def run(
+        program: str, *arguments: str, launcher: tuple[str, ...] = (), **environment
+    ) -> subprocess.CompletedProcess:
+        line = [*(launcher or (sys.executable,)), str(ROOT / program), *map(str, arguments)]
+        return subprocess.run(
+            line, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL
+        )
+
+    return run

@@ -112,9 +112,10 @@ class Config:
 def load_config(argv: list[str] | None = None) -> Config:
     """Read `--config FILE` and dotted flags, and check them all; one line ends the program if something is wrong."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="train.py", description=Config.__doc__)
+    parser = Parser(prog="train.py", description=Config.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file of any of these settings")
-    parser.add_class_arguments(Config)
+    parser.add_class_arguments(Config, skip={"resume"})
+    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of run_dir")
     values = parser.parse_args(argv)
     if values.resume and not values.config and values.run_dir:  # a run remembers its own settings
         values = parser.parse_args(["--config", str(Path(values.run_dir) / "config.yaml"), *argv])

@@ -1,0 +1,266 @@
+"""train.py, evaluate.py and generate.py as their users run them: real processes on a small corpus."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from math import log
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from safetensors.torch import load_file, save_file
+
+from data import DataConfig, open_corpus
+from model import HierarchicalTransformer
+from tests.conftest import ROOT
+
+# `--num_processes 2 --cpu` silently runs one process (accelerate issue 2741); this runs two, with gloo.
+LAUNCH_TWO = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+LAUNCH_TWO += ("--main_process_port", "0")
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir: Path) -> list[float]:
+    lines = metrics(run_dir)
+    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))  # every step once, in order
+    return [line["loss"] for line in lines]
+
+
+def weights(run_dir: Path) -> dict[str, torch.Tensor]:
+    return load_file(sorted((run_dir / "checkpoints").iterdir())[-1] / "model.safetensors")
+
+
+def same(one: dict, other: dict) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def train(workplace, command):
+    def run(name, *arguments, **options):
+        run_dir = workplace / name
+        config = () if "--resume" in arguments else ("--config", workplace / "tiny.yaml")
+        return run_dir, command("train.py", *config, "--run_dir", run_dir, *arguments, **options)
+
+    return run
+
+
+@pytest.fixture
+def whole(workplace, train):
+    """A run that went through, trained once for all tests."""
+    run_dir = workplace / "whole"
+    if not run_dir.exists():
+        _, done = train("whole", "--train.keep_checkpoints=9")
+        assert done.returncode == 0, done.stderr
+        (run_dir / "said.txt").write_text(done.stdout)
+    return run_dir
+
+
+def test_a_run_learns_and_leaves_everything_in_its_directory(whole):
+    curve = losses(whole)
+    assert len(curve) == 12 and curve[-1] < curve[0] - 0.5
+    scores = [line["validation_bits_per_byte"] for line in metrics(whole) if "validation_bits_per_byte" in line]
+    assert len(scores) == 2 and scores[1] < scores[0]
+    assert [p.name for p in sorted((whole / "checkpoints").iterdir())] == [f"step-{n:08d}" for n in (5, 10, 12)]
+    assert "│" in (whole / "samples" / "step-00000012.txt").read_text()
+    settings = yaml.safe_load((whole / "config.yaml").read_text())
+    assert settings["model"]["dim"] == [16, 24] and settings["train"]["weight_decay"] == 0.1
+    assert {p.name for p in (whole / "model").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+
+
+def test_it_says_what_will_run_and_what_to_type_next(whole):
+    said = (whole / "said.txt").read_text()
+    for expected in ("cpu, 1 process", "float32", "level 4x", "FLOPs to train on a byte", "valid 1,"):
+        assert expected in said
+    assert f"python generate.py {whole}" in said and f"python evaluate.py {whole}" in said
+
+
+def test_a_run_cut_off_goes_on_to_the_same_weights(whole, workplace, train):
+    run_dir = workplace / "cut"
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / "step-00000012")
+    with (run_dir / "checkpoints" / "step-00000010" / "optimizer.bin").open("r+b") as file:
+        file.seek(1000)
+        file.write(b"\x55\x55")
+    lines = (run_dir / "metrics.jsonl").read_text()
+    (run_dir / "metrics.jsonl").write_text(lines[: int(len(lines) * 0.6)])  # in the middle of a line
+    _, done = train("cut", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "step-00000010: optimizer.bin is not what was written" in done.stderr
+    assert "resuming from" in done.stdout and "step-00000005" in done.stdout
+    assert losses(run_dir) == losses(whole)
+    assert same(weights(run_dir), weights(whole))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_goes_on_at_the_next_step(workplace, train, number):
+    steps = ("--train.max_steps=2000", "--train.checkpoint_every=2000", "--train.validate_every=2000")
+    run_dir = workplace / f"stopped-{number}"
+    line = [sys.executable, "train.py", "--config", str(workplace / "tiny.yaml"), "--run_dir", str(run_dir), *steps]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text():
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    said, complained = process.communicate()
+    assert process.returncode == 128 + number and "saving" in complained and "--resume" in said
+    at = len(losses(run_dir))
+    assert [p.name for p in (run_dir / "checkpoints").iterdir()] == [f"step-{at:08d}"]
+
+    _, done = train(run_dir.name, "--resume", f"--train.max_steps={at + 3}")
+    assert done.returncode == 0, done.stderr
+    assert len(losses(run_dir)) == at + 3
+    assert (
+        json.loads((sorted((run_dir / "checkpoints").iterdir())[-1] / "manifest.json").read_text())["state"]["step"]
+        == at + 3
+    )
+
+
+def test_processes_and_accumulation_change_nothing_but_rounding(whole, train):
+    cut, done = train("accumulated", "--train.batch_size=1", "--train.gradient_accumulation_steps=4")
+    assert done.returncode == 0, done.stderr
+    two, done = train("two", "--train.batch_size=2", launcher=LAUNCH_TWO, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    assert "2 process" in done.stdout
+    for other in (cut, two):
+        np.testing.assert_allclose(losses(other), losses(whole), atol=1e-5)
+        for name, tensor in weights(whole).items():
+            torch.testing.assert_close(weights(other)[name], tensor, atol=1e-4, rtol=1e-3)
+        assert metrics(other)[-1]["validation_bits_per_byte"] == pytest.approx(
+            metrics(whole)[-1]["validation_bits_per_byte"], abs=1e-4
+        )
+
+
+def test_wandb_runs_offline_and_a_resume_is_the_same_run(workplace, train):
+    run_dir, done = train("watched", "--wandb.mode=auto", "--train.max_steps=6")
+    assert done.returncode == 0, done.stderr
+    assert len(list((run_dir / "wandb").glob("offline-run-*/*.wandb"))) == 1
+    _, done = train("watched", "--resume", "--train.max_steps=8")
+    assert done.returncode == 0, done.stderr
+    names = {p.name.rsplit("-", 1)[1] for p in (run_dir / "wandb").glob("offline-run-*")}
+    assert len(names) == 1 and len(losses(run_dir)) == 8
+
+
+@pytest.mark.parametrize("stride", [32, 7])
+def test_evaluate_scores_every_byte_once(whole, workplace, command, stride):
+    done = command("evaluate.py", whole, "--split", "test", "--stride", stride)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    settings = yaml.safe_load((whole / "config.yaml").read_text())
+    data = torch.from_numpy(open_corpus(DataConfig(**settings["data"]))["test"].astype(np.int64))
+    assert result["bytes"] == len(data)
+
+    model = HierarchicalTransformer.from_pretrained(whole / "model")
+    nats, scored = log(256), 1
+    with torch.no_grad():
+        for start in range(0, len(data), stride):  # byte after byte, each from the window that first reaches it
+            start = min(start, len(data) - 33)
+            nll = F.cross_entropy(
+                model(data[None, start : start + 32])[0], data[start + 1 : start + 33], reduction="none"
+            )
+            new = start + 33 - scored
+            nats += nll[32 - new :].double().sum().item() if new else 0
+            scored += new
+    assert scored == len(data)
+    assert result["bits_per_byte"] == pytest.approx(nats / log(2) / len(data), abs=2e-5)
+
+
+def test_generate_gives_the_same_bytes_for_the_same_seed(whole, command):
+    first, second, other = (
+        command("generate.py", whole, "--prompt", "The ", "--length", "64", "--seed", seed).stdout for seed in (1, 1, 2)
+    )
+    assert first == second != other and first.startswith("The ")
+    several = command(
+        "generate.py", whole, "--prompt", "7 ", "--length=9", "--num-samples=3", "--top-k=5", "--top-p=0.9"
+    )
+    assert several.stdout.count("7 ") >= 3
+
+
+class TestWrongInput:
+    """One line on stderr that names the field, the value and what is allowed; exit code 2; nothing written."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--model.dept=3"], "model.dept: no such setting; the nearest is model.depth"),
+            (["--train.max_steps=many"], "train.max_steps"),
+            (["--train.max_steps=0"], "train: max_steps: got 0, allowed: 1 or above"),
+            (["--model.window_sizes=[33,null]"], "model: window_sizes: got [33, None], allowed: null, or 0 to"),
+            (["--model.hierarchical_stride=[1,8]"], "model: hierarchical_stride: got [1, 8], allowed: a power of two"),
+            (["--model.hierarchies=[1,3]"], "model: hierarchies: got [1, 3], allowed: one or more distinct powers"),
+            (
+                ["--model.heads=[1,2,3]"],
+                "model: heads: got [1, 2, 3], allowed: at least 1; one for all or one for each",
+            ),
+            (["--model.seq_len=4096"], "data.path: the valid split"),
+            (["--data.path=nowhere.txt"], "data.path: got nowhere.txt, which names no file"),
+            (["--data.name=enwik8"], "text.txt is not enwik8: got"),
+            (["--data.name=enwik8", "--data.head=true"], "does not begin as enwik8 does"),
+            (["--config=nowhere.yaml"], "nowhere.yaml"),
+            (["--resume"], "holds no run to resume"),
+            (
+                ["--model.depth=0", "--train.batch_size=0"],
+                "model: depth: got 0, allowed: at least 1; train: batch_size: got 0",
+            ),
+        ],
+        ids=lambda value: None if isinstance(value, str) else " ".join(value),
+    )
+    def test_of_train(self, workplace, train, arguments, message):
+        if "--resume" in arguments:
+            arguments = ["--config", str(workplace / "tiny.yaml"), *arguments]
+        run_dir, done = train("wrong", *arguments)
+        self.is_one_line(done, message)
+        assert not run_dir.exists()
+
+    def test_of_a_config_file(self, workplace, command):
+        (workplace / "misspelt.yaml").write_text("model:\n  dimm: 8\n")
+        done = command("train.py", "--config", workplace / "misspelt.yaml", "--run_dir", workplace / "wrong")
+        self.is_one_line(done, "dimm: no such setting; the nearest is model.dim")
+
+    def test_of_a_run_directory_that_is_taken(self, whole, train):
+        before = (whole / "metrics.jsonl").read_bytes()
+        _, done = train("whole")
+        self.is_one_line(done, "already holds a run; allowed: --resume")
+        _, done = train("whole", "--resume", "--model.depth=2", "--data.name=python")
+        self.is_one_line(
+            done, "holds another run's config: model.depth is 2 here and 1 there; data.name is python here"
+        )
+        assert (whole / "metrics.jsonl").read_bytes() == before
+
+    def test_of_evaluate(self, whole, command, tmp_path):
+        self.is_one_line(command("evaluate.py", tmp_path), "holds no trained model")
+        self.is_one_line(command("evaluate.py", whole, "--stride", "33"), "stride: got 33, allowed: 1 to seq_len = 32")
+        self.is_one_line(command("evaluate.py", whole, "--split", "nine"), "split")
+
+    def test_of_generate(self, whole, command):
+        self.is_one_line(
+            command("generate.py", whole, "--prompt", ""), "prompt: got an empty text, allowed: at least one"
+        )
+        self.is_one_line(command("generate.py", whole, "--prompt", "a", "--top-k", "0"), "top_k")
+        self.is_one_line(command("generate.py", whole, "--prompt", "a", "--device", "abacus"), "device: got abacus")
+
+    def test_of_a_model_of_another_shape(self, whole, command, tmp_path):
+        shutil.copytree(whole / "model", tmp_path / "model")
+        tensors = load_file(tmp_path / "model" / "model.safetensors")
+        tensors["to_logits.weight"] = torch.zeros(256, 8)
+        save_file(tensors, tmp_path / "model" / "model.safetensors")
+        self.is_one_line(command("generate.py", tmp_path, "--prompt", "a"), "do not fit its config.json")
+
+    @staticmethod
+    def is_one_line(done: subprocess.CompletedProcess, message: str):
+        assert done.returncode == 2, done.stdout + done.stderr
+        lines = [line for line in done.stderr.splitlines() if line]
+        assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0], done.stderr
+
+
+def test_help_lists_every_setting(command):
+    done = command("train.py", "--help")
+    assert done.returncode == 0
+    for setting in ("--model.window_sizes", "--data.path", "--train.warmup_steps", "--wandb.mode", "--resume"):
+        assert setting in done.stdout
