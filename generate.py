@@ -27,6 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the draw")
     parser.add_argument("--num-samples", type=PositiveInt, default=1, help="samples of the same prompt")
+    parser.add_argument("--no-cache", action="store_true", help="compute everything again for every byte")
     parser.add_argument("--device", type=str, default=best_device(), help="cpu, cuda or mps")
     args = parser.parse_args(argv)
 
@@ -37,7 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         model = load_model(Path(args.run_dir), args.device)
 
     generator = torch.Generator().manual_seed(args.seed)
-    new = model.generate(prompt.to(args.device), args.length, generator=generator, **options)
+    new = model.generate(
+        prompt.to(args.device), args.length, use_cache=not args.no_cache, generator=generator, **options
+    )
     for sample in new:
         print(args.prompt + to_text(sample))
 

@@ -26,10 +26,12 @@ class Compress(nn.Module):
         inner = int(dim_in * level.compress_mult)
         self.net = nn.Sequential(nn.Linear(level.compression * dim_in, inner), nn.SiLU(), nn.Linear(inner, level.dim))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
+        """`before`, (b at least c-1 d_in), are the embeddings before x; zeros at the beginning of a text."""
         if self.compression > 1:
-            x = F.pad(x, (0, 0, self.compression - 1, 0)).unfold(1, self.compression, self.stride)
-            x = rearrange(x, "b k d c -> b k (c d)")
+            reach = self.compression - 1
+            x = F.pad(x, (0, 0, reach, 0)) if before is None else torch.cat((before[:, -reach:], x), dim=1)
+            x = rearrange(x.unfold(1, self.compression, self.stride), "b k d c -> b k (c d)")
         return self.net(x)
 
 
@@ -65,19 +67,31 @@ class Merge(nn.Module):
         self.to_hidden = nn.Linear(sum(self.dims), 2 * sum(self.dims_out))
         self.to_out = nn.Linear(2 * sum(self.dims_out), sum(self.dims_out))
 
-    def forward(self, tokens: list[Tensor], n: int) -> list[Tensor]:
-        gains, weights = self.norm.weight.split(self.dims), self.to_hidden.weight.split(self.dims, dim=1)
+    def forward(
+        self, tokens: list[Tensor | None], n: int, last: dict[int, tuple[Tensor, Tensor]] | None = None
+    ) -> list[Tensor | None]:
+        """`last` keeps each level's last projection, for the steps at which it has no token of its own (None)."""
         hidden = square = 0
-        for t, stride, gain, weight in zip(tokens, self.strides, gains, weights, strict=True):
-            if stride < self.stride:
-                t, stride = align(t, stride, self.stride, n), self.stride
-            hidden = hidden + align(F.linear(t * gain, weight), stride, self.stride, n)
-            square = square + align(t.float().square().sum(dim=-1, keepdim=True), stride, self.stride, n)
+        for i, t in enumerate(tokens):
+            part = last[i] if t is None else self.project(i, t, n)
+            if last is not None:
+                last[i] = tuple(p[:, -1:] for p in part)
+            stride = max(self.strides[i], self.stride)
+            hidden = hidden + align(part[0], stride, self.stride, n)
+            square = square + align(part[1], stride, self.stride, n)
         eps = torch.finfo(torch.float32).eps
         hidden = hidden * torch.rsqrt(square / sum(self.dims) + eps) + self.to_hidden.bias
         updates = self.to_out(F.silu(hidden)).split(self.dims_out, dim=-1)
 
         tokens = list(tokens)
         for i, update in zip(self.targets, updates, strict=True):
-            tokens[i] = tokens[i] + align(update, self.stride, self.strides[i], n)
+            if tokens[i] is not None:
+                tokens[i] = tokens[i] + align(update, self.stride, self.strides[i], n)
         return tokens
+
+    def project(self, i: int, t: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """A level's share of the hidden layer and of the squared norm, at its own rate or that of the merge."""
+        if self.strides[i] < self.stride:
+            t = align(t, self.strides[i], self.stride, n)
+        gain, weight = self.norm.weight.split(self.dims)[i], self.to_hidden.weight.split(self.dims, dim=1)[i]
+        return F.linear(t * gain, weight), t.float().square().sum(dim=-1, keepdim=True)

@@ -23,15 +23,23 @@ class Rotary(nn.Module):
         self.register_buffer("freqs", theta ** (-pair / dim_head), persistent=False)
         self.register_buffer("scale", (pair + 0.4 * dim_head) / (1.4 * dim_head) if xpos else None, persistent=False)
 
-    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Tables for queries and for keys at `positions` (n): each (2 n d/2), cosines and sines."""
-        angles = positions.unsqueeze(-1) * self.freqs
-        table = torch.stack((angles.cos(), angles.sin()))
+    def forward(self, positions: Tensor, origin: int = 0) -> tuple[Tensor, Tensor]:
+        """Tables for queries and for keys at `positions` (n): each (2 n d/2), cosines and sines.
+
+        `origin` is the position at which xpos scales by one. Angles are computed in float64, except on MPS, which has
+        none: a text may become very long.
+        """
+        wide = torch.float32 if positions.device.type == "mps" else torch.float64
+        angles = positions.unsqueeze(-1).to(wide) * self.freqs.to(wide)
+        table = torch.stack((angles.cos(), angles.sin())).to(self.freqs)
         if self.scale is None:
             return table, table
-        centred = positions - len(positions) // 2
-        scale = self.scale ** (centred / XPOS_SCALE_BASE).unsqueeze(-1)
+        scale = self.fade(positions.unsqueeze(-1) - origin)
         return table * scale, table / scale
+
+    def fade(self, distance: Tensor | int) -> Tensor:
+        """What xpos multiplies each pair of channels by over a distance: (… d/2)."""
+        return self.scale ** (distance / XPOS_SCALE_BASE)
 
 
 def rotate(t: Tensor, table: Tensor) -> Tensor:

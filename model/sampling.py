@@ -37,6 +37,7 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     min_p: float | None = None,
+    use_cache: bool = True,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Continue each row of prompt (b n) by `length` tokens: (b length), the new ones only.
@@ -44,6 +45,7 @@ def generate(
     Args:
         temperature: divides the logits; 0 takes the likeliest token.
         top_k, top_p, min_p: see `filter_logits`, applied at the given temperature.
+        use_cache: never compute a byte twice; without it every byte runs a full pass over all before it.
         generator: where chance comes from, on the CPU; the same state gives the same bytes.
 
     Raises:
@@ -52,9 +54,10 @@ def generate(
     check_sampling(prompt, length, temperature, top_k, top_p, min_p)
     was_training = model.training
     model.eval()
-    ids = prompt
-    for _ in range(length):
-        logits = model(ids)[:, -1].float().cpu()
+    ids, cache = prompt, model.empty_cache() if use_cache else None
+    for i in range(length):
+        fresh = ids[:, -1:] if use_cache and i else ids
+        logits = model(fresh, cache=cache)[:, -1].float().cpu()
         if temperature == 0:
             new = logits.argmax(dim=-1, keepdim=True)
         else:

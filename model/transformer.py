@@ -10,11 +10,14 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from model.block import Block
+from model.cache import Cache, LevelCache
 from model.config import LevelConfig, ModelConfig
 from model.levels import Compress, Merge, align
 from model.losses import Losses, Reconstruction
 from model.rotary import Rotary
 from model.sampling import generate
+
+MAX_XPOS_DISTANCE = 4096  # how far a cache lets positions run from where xpos scales by one
 
 
 class Level(nn.Module):
@@ -22,17 +25,35 @@ class Level(nn.Module):
 
     def __init__(self, level: LevelConfig, config: ModelConfig, dim_in: int):
         super().__init__()
-        self.chains = level.chains
+        self.chains, self.stride = level.chains, level.stride
         self.compress = Compress(dim_in, level)
         self.norm_in = nn.LayerNorm(level.dim)
         self.rotary = Rotary(level.dim_head, config.rotary_xpos)
         self.blocks = nn.ModuleList(Block(level, config.use_flash_attn, config.dropout) for _ in range(config.depth))
 
-    def embed(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Embeddings (b n d_in) to this level's tokens (b ⌈n/s⌉ d), and the rotary tables of their chains."""
-        tokens = self.norm_in(self.compress(x))
-        length = -(-tokens.shape[1] // self.chains)
-        return tokens, self.rotary(torch.arange(length, device=x.device))
+    def embed(self, x: Tensor, cache: Cache | None, state: LevelCache | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Embeddings (b n d_in) to this level's tokens (b ⌈n/s⌉ d), and the rotary tables of their positions."""
+        tokens = self.norm_in(self.compress(x, cache and cache.before))
+        first = cache.length // self.stride if cache else 0
+        index = torch.arange(first, first + tokens.shape[1], device=x.device)
+        positions = index // self.chains
+        if state is None or not cache.length:
+            origin = tokens.shape[1] // self.chains // 2
+            if state is not None:
+                state.origin = origin
+        else:
+            origin = self.move_origin(state, first // self.chains)
+        return tokens, self.rotary(positions, origin)
+
+    def move_origin(self, state: LevelCache, position: int) -> int:
+        """Keep xpos's scales near one however long the text: count from here on, and rescale the keys that are kept."""
+        if self.rotary.scale is not None and position - state.origin > MAX_XPOS_DISTANCE:
+            fade = self.rotary.fade(position - state.origin).repeat(2)
+            for block in state.blocks:
+                if block.keys.ring is not None:
+                    block.keys.ring[0].mul_(fade)
+            state.origin = position
+        return state.origin
 
 
 class HierarchicalTransformer(
@@ -60,28 +81,33 @@ class HierarchicalTransformer(
 
         self.token_emb = nn.Embedding(config.num_tokens, dim_in)
         self.levels = nn.ModuleList(Level(level, config, dim_in) for level in levels)
-        targets = tuple(everyone) if config.hierarchy_merge_all else (predicting,)
-        self.merges = nn.ModuleList(Merge(levels, targets) for _ in range(config.depth if len(levels) > 1 else 0))
+        self.targets = tuple(everyone) if config.hierarchy_merge_all else (predicting,)
+        self.merges = nn.ModuleList(Merge(levels, self.targets) for _ in range(config.depth if len(levels) > 1 else 0))
 
         # The levels that predict the next byte, and those that must give back their own; only they have a way out.
         self.heads = tuple(everyone) if config.predict_use_all_hierarchy else (predicting,)
-        self.strides = [levels[i].stride for i in self.heads]
-        self.to_logits = nn.Linear(sum(levels[i].dim for i in self.heads), config.num_tokens, bias=False)
+        self.dims = [level.dim for level in levels]
+        self.to_logits = nn.Linear(sum(self.dims[i] for i in self.heads), config.num_tokens, bias=False)
         recons = [i for i in everyone if config.recon_loss_weight > 0 and levels[i].compression > 1]
         self.recons = nn.ModuleDict({str(i): Reconstruction(levels[i], config.num_tokens) for i in recons})
         self.norms = nn.ModuleDict({str(i): nn.LayerNorm(levels[i].dim) for i in sorted({*self.heads, *recons})})
         self.apply(init_weights)
 
-    def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor | tuple[Tensor, Losses]:
+    def forward(
+        self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None
+    ) -> Tensor | tuple[Tensor, Losses]:
         """Logits of the byte after each of ids (b n): (b n num_tokens), where n may be any length.
 
         With `return_loss`, ids is (b n+1): its last n bytes are predicted from its first n, and the weighted sum of the
-        losses comes back as a scalar with the parts as `Losses`.
+        losses comes back as a scalar with the parts as `Losses`. With a cache (`empty_cache`), the first call may bring
+        any number of bytes, and each later one brings one byte, whose logits are those of a full pass over all so far.
         """
         if return_loss:
             ids, labels = ids[:, :-1], ids[:, 1:]
-        embeds = self.embed(ids)
-        logits = self.predict(embeds, ids.shape[1])
+        embeds = self.embed(ids, cache)
+        logits = self.predict(embeds, ids.shape[1], cache)
+        if cache is not None:
+            cache.length += ids.shape[1]
         if not return_loss:
             return logits
 
@@ -94,25 +120,54 @@ class HierarchicalTransformer(
             loss = loss + self.config.recon_loss_weight * recon
         return loss, Losses(cross_entropy.detach(), recon if recon is None else recon.detach())
 
-    def embed(self, ids: Tensor) -> dict[str, Tensor]:
-        """The normed outputs of the levels that predict or reconstruct, by index, for ids (b n): (b ⌈n/s⌉ d) each."""
-        n = ids.shape[1]
-        x = self.token_emb(ids)
-        tokens, rotaries = map(list, zip(*(level.embed(x) for level in self.levels), strict=True))
-        for layer in range(self.config.depth):
-            tokens = [
-                level.blocks[layer](t, rotary) for level, t, rotary in zip(self.levels, tokens, rotaries, strict=True)
-            ]
-            if self.merges:
-                tokens = self.merges[layer](tokens, n)
-        return {i: norm(tokens[int(i)]) for i, norm in self.norms.items()}
+    def embed(self, ids: Tensor, cache: Cache | None = None) -> dict[str, Tensor]:
+        """The normed outputs of the levels that predict or reconstruct, by index, for ids (b n): (b ⌈n/s⌉ d) each.
 
-    def predict(self, embeds: dict[str, Tensor], n: int) -> Tensor:
+        A level whose stride does not come round at a step has none.
+        """
+        n = ids.shape[1]
+        step = cache is not None and cache.length > 0
+        if step and n != 1:
+            raise ValueError(f"ids: got {n} bytes a row, allowed: 1 when the cache is not empty")
+        x = self.token_emb(ids)
+        states = cache.levels if cache else [None] * len(self.levels)
+        tokens: list[Tensor | None] = [None] * len(self.levels)
+        rotaries = tokens.copy()
+        for i, level in enumerate(self.levels):
+            if not step or cache.length % level.stride == 0:
+                tokens[i], rotaries[i] = level.embed(x, cache, states[i])
+        if cache is not None:
+            cache.before = self.tail(x, cache.before)
+
+        for layer in range(self.config.depth):
+            for i, level in enumerate(self.levels):
+                if tokens[i] is not None:
+                    state = states[i] and states[i].blocks[layer]
+                    tokens[i] = level.blocks[layer](tokens[i], rotaries[i], state)
+            if self.merges and any(tokens[i] is not None for i in self.targets):
+                tokens = self.merges[layer](tokens, n, cache and cache.merges[layer])
+        return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if tokens[int(i)] is not None}
+
+    def predict(self, embeds: dict[str, Tensor], n: int, cache: Cache | None = None) -> Tensor:
         """Logits (b n num_tokens) from the outputs of the predicting levels, each mapped at its own rate."""
-        outputs = [embeds[str(i)] for i in self.heads]
-        weights = self.to_logits.weight.split([t.shape[-1] for t in outputs], dim=1)
-        parts = zip(outputs, weights, self.strides, strict=True)
-        return sum(align(F.linear(t, weight), stride, 1, n) for t, weight, stride in parts)
+        logits = 0
+        weights = self.to_logits.weight.split([self.dims[i] for i in self.heads], dim=1)
+        for i, weight in zip(self.heads, weights, strict=True):
+            part = F.linear(embeds[str(i)], weight) if str(i) in embeds else cache.logits[i]
+            if cache is not None:
+                cache.logits[i] = part[:, -1:]
+            logits = logits + align(part, self.levels[i].stride, 1, n)
+        return logits
+
+    def tail(self, x: Tensor, before: Tensor | None) -> Tensor:
+        """Embeddings that the compressions of later bytes still reach, zeros before the first byte."""
+        reach = max(self.config.per_level("hierarchies")) - 1
+        before = x.new_zeros(len(x), reach, x.shape[-1]) if before is None else before
+        return torch.cat((before, x), dim=1)[:, x.shape[1] :]
+
+    def empty_cache(self) -> Cache:
+        """A cache for `forward` that has seen nothing."""
+        return Cache.empty(self.config.levels, self.config.depth)
 
     generate = generate
 

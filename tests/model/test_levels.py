@@ -71,8 +71,12 @@ def test_merge_is_two_layers_over_the_normed_concatenation(targets, strides, n):
         torch.testing.assert_close(merged[i], t + update, atol=1e-5, rtol=1e-4)
 
 
-def test_token_shift_takes_half_from_before():
+def test_token_shift_takes_half_from_before_in_the_same_chain():
     x = torch.arange(1.0, 13.0).reshape(1, 3, 4)
-    shifted = token_shift(x)
+    shifted, tail = token_shift(x)
     assert torch.equal(shifted[..., :2], x[..., :2])
     assert torch.equal(shifted[0, :, 2:], torch.tensor([[0.0, 0.0], [3.0, 4.0], [7.0, 8.0]]))
+    assert torch.equal(tail, x[:, -1:, 2:])
+    shifted, tail = token_shift(x, chains=2)
+    assert torch.equal(shifted[0, :, 2:], torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]]))
+    assert torch.equal(token_shift(x, 2, tail)[0][:, :2, 2:], tail)

@@ -1,0 +1,55 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.model.strategies import model_configs
+from tests.model.test_transformer import build
+
+
+@settings(max_examples=200)
+@given(config=model_configs(), data=st.data())
+def test_cached_logits_are_those_of_the_full_pass(config, data):
+    model = build(config)
+    total = 3 * config["seq_len"]
+    prefill = data.draw(st.integers(1, total), label="prefill")
+    ids = torch.randint(0, 11, (2, total))
+    cache = model.empty_cache()
+    with torch.inference_mode():
+        full = model(ids)
+        pieces = [model(ids[:, :prefill], cache=cache)]
+        pieces += [model(ids[:, t : t + 1], cache=cache) for t in range(prefill, total)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), full, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=20)
+@given(config=model_configs(), length=st.integers(1, 40))
+def test_generation_is_the_same_without_a_cache(config, length):
+    model = build(config)
+    prompt = torch.randint(0, 11, (3, 4))
+    one, other = (
+        model.generate(prompt, length, use_cache=flag, generator=torch.Generator().manual_seed(0))
+        for flag in (True, False)
+    )
+    assert torch.equal(one, other)
+
+
+def test_xpos_does_not_overflow_however_long_the_text():
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8, "rotary_xpos": True})
+    cache = model.empty_cache()
+    ids = torch.randint(0, 256, (1, 9000))
+    with torch.inference_mode():
+        model(ids[:, :1], cache=cache)
+        for t in range(1, 9000):
+            logits = model(ids[:, t : t + 1], cache=cache)
+        fresh = model(ids[:, -40:])  # further back than the model sees
+    assert cache.levels[0].origin > 4000
+    torch.testing.assert_close(logits[:, -1], fresh[:, -1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_cache_takes_one_byte_at_a_time():
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8})
+    cache = model.empty_cache()
+    model(torch.zeros(1, 3, dtype=torch.long), cache=cache)
+    with pytest.raises(ValueError, match="ids: got 2 bytes a row, allowed: 1"):
+        model(torch.zeros(1, 2, dtype=torch.long), cache=cache)
