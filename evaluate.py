@@ -7,16 +7,16 @@ seq_len - stride bytes of context. The split's first byte, which has none, count
 
 import json
 import time
+from math import log
 from pathlib import Path
 
-import torch
 import yaml
 from jsonargparse.typing import PositiveInt
 from tqdm import tqdm
 
 from data import DataConfig, open_corpus, scoring_windows
 from training.config import Parser, user_errors
-from training.evaluation import bits_per_byte, total_nats
+from training.evaluation import bits_per_byte, window_nats
 from training.loading import best_device, load_model
 
 
@@ -39,17 +39,15 @@ def main(argv: list[str] | None = None) -> None:
         stride = args.stride or max(1, seq_len // 2)
         starts, first_scored = scoring_windows(len(data), seq_len, stride)
 
-    begun, chunk = time.monotonic(), args.batch_size
-    totals = torch.zeros(2, dtype=torch.float64)
-    for i in tqdm(range(0, len(starts), chunk), unit="batch", disable=None):
-        window = slice(i, i + chunk)
-        length = min(seq_len, len(data) - 1)
-        totals += total_nats(model, data, starts[window], first_scored[window], length, chunk, args.device)
-    nats, scored = totals.tolist()
-    first_byte = torch.tensor(256.0).log().item()
+    begun, length, size = time.monotonic(), min(seq_len, len(data) - 1), args.batch_size
+    nats, scored = log(256), 1
+    batches = window_nats(model, data, starts, first_scored, length, size, args.device)
+    for batch in tqdm(batches, total=-(-len(starts) // size), unit="batch", disable=None):
+        nats += batch.sum()
+        scored += len(batch)
     result = {
-        "bits_per_byte": round(bits_per_byte(nats + first_byte, scored + 1), 5),
-        "bytes": int(scored) + 1,
+        "bits_per_byte": round(bits_per_byte(nats, scored), 5),
+        "bytes": scored,
         "split": args.split,
         "corpus": corpus.name,
         "sha256": corpus.sha256[args.split],

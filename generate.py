@@ -1,48 +1,96 @@
 """Text from a trained model: `python generate.py RUN_DIR --prompt "The " --length 512`.
 
-The same seed gives the same bytes. Samples come one after another, each with its prompt.
+The same seed gives the same bytes. One sample is written as it comes, several one after another. With `--score FILE` it
+writes no text, but what each byte of a text costs the model.
 """
 
+import codecs
+import json
+import sys
+from math import log
 from pathlib import Path
 
+import numpy as np
 import torch
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from data.text import to_ids, to_text
-from model.sampling import check_sampling
-from training.config import Parser, user_errors
+from data import scoring_windows
+from data.text import show, to_ids, to_text
+from model import HierarchicalTransformer
+from training.config import Parser, fail, user_errors
+from training.evaluation import bits_per_byte, window_nats
 from training.loading import best_device, load_model
+
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="generate.py", description=__doc__)
     parser.add_argument("run_dir", type=str, help="a run directory")
-    parser.add_argument("--prompt", type=str, required=True, help="text to continue, at least one byte")
+    parser.add_argument("--prompt", type=str | None, help="text to continue, at least one byte")
     parser.add_argument("--length", type=NonNegativeInt, default=512, help="bytes to add")
     parser.add_argument("--temperature", type=NonNegativeFloat, default=1.0, help="0 = always the likeliest byte")
     parser.add_argument("--top-k", type=PositiveInt | None, help="draw from this many likeliest bytes")
-    parser.add_argument("--top-p", type=ClosedUnitInterval | None, help="draw from the likeliest that sum to this")
+    parser.add_argument("--top-p", type=PositiveFloat | None, help="draw from the likeliest bytes that sum to this")
     parser.add_argument(
-        "--min-p", type=ClosedUnitInterval | None, help="draw from those this likely beside the likeliest"
+        "--min-p", type=NonNegativeFloat | None, help="draw from bytes this likely beside the likeliest"
     )
+    parser.add_argument("--repetition-penalty", type=PositiveFloat, default=1.0, help="against bytes seen before")
+    parser.add_argument("--stop", type=str | None, help="characters that end a sample, such as a newline")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the draw")
     parser.add_argument("--num-samples", type=PositiveInt, default=1, help="samples of the same prompt")
     parser.add_argument("--no-cache", action="store_true", help="compute everything again for every byte")
+    parser.add_argument("--score", type=str | None, help="a file: print what each of its bytes costs, in bits")
+    parser.add_argument("--json", action="store_true", help="print JSON, an object a line")
     parser.add_argument("--device", type=str, default=best_device(), help="cpu, cuda or mps")
     args = parser.parse_args(argv)
 
+    if (args.prompt is None) == (args.score is None):
+        fail("prompt: got neither or both of --prompt and --score, allowed: one of them")
     with user_errors():
-        prompt = to_ids(args.prompt).expand(args.num_samples, -1)
-        options = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p", "min_p")}
-        check_sampling(prompt, args.length, **options)
         model = load_model(Path(args.run_dir), args.device)
+        if args.score is not None:
+            text = np.fromfile(args.score, dtype=np.uint8)
+            return score(model, text, args)
+        prompt = to_ids(args.prompt).expand(args.num_samples, -1).to(args.device)
+        tokens = model.stream(
+            prompt,
+            args.length,
+            use_cache=not args.no_cache,
+            generator=torch.Generator().manual_seed(args.seed),
+            stop=tuple((args.stop or "").encode()),
+            **{name: getattr(args, name) for name in SAMPLING},
+        )
+    if args.num_samples == 1 and not args.json:
+        return write_as_it_comes(args.prompt, tokens)
+    new = list(tokens)
+    for row in torch.stack(new, dim=1) if new else prompt[:, :0]:
+        text = to_text(row)
+        line = {"prompt": args.prompt, "text": text, "bytes": row.tolist(), "seed": args.seed}
+        print(json.dumps(line) if args.json else args.prompt + text)
 
-    generator = torch.Generator().manual_seed(args.seed)
-    new = model.generate(
-        prompt.to(args.device), args.length, use_cache=not args.no_cache, generator=generator, **options
-    )
-    for sample in new:
-        print(args.prompt + to_text(sample))
+
+def write_as_it_comes(prompt: str, tokens) -> None:
+    """Each character as soon as its last byte is there."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    sys.stdout.write(prompt)
+    for token in tokens:
+        sys.stdout.write(show(decoder.decode(bytes(token.tolist()))))
+        sys.stdout.flush()
+    print(show(decoder.decode(b"", final=True)))
+
+
+def score(model: HierarchicalTransformer, text: np.ndarray, args) -> None:
+    """Print each byte of a text (n) with its cost in bits, and their mean. The first byte has no context: 8 bits."""
+    seq_len = model.config.seq_len
+    starts, first_scored = scoring_windows(len(text), seq_len, max(1, seq_len // 2))
+    nats = window_nats(model, text, starts, first_scored, min(seq_len, len(text) - 1), 16, args.device)
+    bits = np.concatenate([[log(256)], *nats]) / log(2)
+    for byte, cost in zip(text.tolist(), bits.tolist(), strict=True):
+        line = {"byte": byte, "bits": round(cost, 4)}
+        print(json.dumps(line) if args.json else f"{byte:3d} {chr(byte)!r:7} {cost:8.4f}")
+    mean = bits_per_byte(bits.sum() * log(2), len(text))
+    print(json.dumps({"bits_per_byte": round(mean, 5), "bytes": len(text)}))
 
 
 if __name__ == "__main__":

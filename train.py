@@ -20,7 +20,7 @@ from data.text import to_text
 from model import HierarchicalTransformer
 from training.checkpoints import RunState, load_checkpoint, newest_whole_checkpoint, save_best_model, save_checkpoint
 from training.config import Config, load_config, user_errors
-from training.evaluation import bits_per_byte, total_nats
+from training.evaluation import bits_per_byte, window_nats
 from training.files import write_text
 from training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from training.run_dir import StopSignal, claim_run_dir
@@ -87,8 +87,9 @@ def main(argv: list[str] | None = None) -> None:
     def validate() -> float:
         starts = spread_windows(len(corpus["valid"]), seq_len, train.validate_bytes)
         mine = starts[accelerator.process_index :: accelerator.num_processes]
-        totals = total_nats(model, corpus["valid"], mine, mine + 1, seq_len, train.batch_size, accelerator.device)
-        return bits_per_byte(*accelerator.reduce(totals.float().to(accelerator.device), "sum").tolist())
+        scores = window_nats(model, corpus["valid"], mine, mine + 1, seq_len, train.batch_size, accelerator.device)
+        totals = torch.tensor([sum(nats.sum() for nats in scores), len(mine) * seq_len], dtype=torch.float32)
+        return bits_per_byte(*accelerator.reduce(totals.to(accelerator.device), "sum").tolist())
 
     def sample() -> None:
         text = corpus["valid"][:4096].tobytes()

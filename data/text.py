@@ -17,5 +17,9 @@ def to_ids(text: str) -> Tensor:
 
 def to_text(ids: Tensor) -> str:
     """Bytes (n) as text: broken UTF-8 as �, control characters other than tab and newline as ·."""
-    text = bytes(ids.tolist()).decode("utf-8", errors="replace")
+    return show(bytes(ids.tolist()).decode("utf-8", errors="replace"))
+
+
+def show(text: str) -> str:
+    """Text with its control characters other than tab and newline as ·."""
     return "".join(c if c.isprintable() or c in "\t\n" else "·" for c in text)

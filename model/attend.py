@@ -21,7 +21,8 @@ class Attend(nn.Module):
         window_size: with `causal`, see only this many keys, one's own included.
 
     Shapes:
-        q: (b h i d), k and v: (b h j d), mask: (b j) bool, True where a key may be seen. Returns (b h i d).
+        q: (b h i d), k and v: (b h j d), or with fewer heads, each shared by as many neighbours of q.
+        mask: (b j) bool, True where a key may be seen. Returns (b h i d).
         A query that sees no key at all gets zeros, and gives no gradient.
 
     Raises:
@@ -46,7 +47,7 @@ class Attend(nn.Module):
             return windowed_attention(q, k, v, window, mask)
         if mask is None and window is None and self.causal and queries == keys:
             with sdpa_kernel(FUSED):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
         causal = self.causal and queries > 1  # a single query is the last of all: it sees every key
         if causal or mask is not None or window is not None:
             mask = visible_keys(queries, keys, q.device, causal, window, mask)
@@ -70,6 +71,7 @@ def visible_keys(
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """Attention as it is written on paper, softmax in at least float32."""
+    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     scores = einsum(q, k, "b h i d, b h j d -> b h i j") * q.shape[-1] ** -0.5
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if visible is not None:
@@ -82,12 +84,13 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> 
 
 def fused_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
     """`plain_attention` through PyTorch's kernels, which leave rows that see nothing undefined."""
+    gqa = q.shape[1] != k.shape[1]
     if visible is None:
         with sdpa_kernel(FUSED):
-            return F.scaled_dot_product_attention(q, k, v)
+            return F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)
     blind = ~visible.any(dim=-1, keepdim=True)
     with sdpa_kernel(FUSED):
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | blind)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | blind, enable_gqa=gqa)
     return out.masked_fill(blind, 0.0)
 
 
@@ -113,7 +116,7 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tenso
     if mask is None:
         # every query sees itself, so that no row is blind
         with sdpa_kernel(FUSED):
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1])
     else:
         heads = q.shape[1] // batch
         mask = F.pad(mask, (window, padding)).unfold(-1, window + block, block)

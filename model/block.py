@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from model.attend import Attend
 from model.cache import BlockCache, KeyValues
-from model.config import LevelConfig
+from model.config import LevelConfig, ModelConfig
 from model.rotary import rotate
 
 
@@ -32,21 +32,22 @@ class Attention(nn.Module):
     and chains do not see one another.
     """
 
-    def __init__(self, level: LevelConfig, use_flash_attn: bool):
+    def __init__(self, level: LevelConfig, use_flash_attn: bool, qk_norm: bool):
         super().__init__()
         inner = level.heads * level.dim_head
-        self.heads = level.heads
+        self.heads = (level.heads, level.kv_heads, level.kv_heads)
         self.chains = level.chains
         self.norm = nn.RMSNorm(level.dim)
-        self.to_qkv = nn.Linear(level.dim, 3 * inner, bias=False)
+        self.to_qkv = nn.Linear(level.dim, sum(self.heads) * level.dim_head, bias=False)
+        self.norm_q, self.norm_k = (nn.RMSNorm(level.dim_head) if qk_norm else nn.Identity() for _ in range(2))
         self.attend = Attend(causal=True, use_flash_attn=use_flash_attn, window_size=level.window)
         self.to_out = nn.Linear(inner, level.dim, bias=False)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValues | None = None) -> Tensor:
-        qkv = self.to_qkv(self.norm(x))
-        q, k, v = rearrange(qkv, "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        qkv = rearrange(self.to_qkv(self.norm(x)), "b n (h d) -> b h n d", h=sum(self.heads))
+        q, k, v = qkv.split(self.heads, dim=1)
         q_table, k_table = rotary
-        q, k = rotate(q, q_table), rotate(k, k_table)
+        q, k = rotate(self.norm_q(q), q_table), rotate(self.norm_k(k), k_table)
         if cache is not None and cache.count:
             out = self.attend(q, *cache.append(k, v))
         else:
@@ -83,12 +84,12 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """One layer of one level over x (b n d) -> (b n d)."""
 
-    def __init__(self, level: LevelConfig, use_flash_attn: bool = True, dropout: float = 0.0):
+    def __init__(self, level: LevelConfig, config: ModelConfig):
         super().__init__()
         self.chains = level.chains
-        self.attn = Attention(level, use_flash_attn) if level.window > 0 else None
+        self.attn = Attention(level, config.use_flash_attn, config.qk_norm) if level.window > 0 else None
         self.ff = FeedForward(level)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: BlockCache | None = None) -> Tensor:
         before = cache or BlockCache(keys=None)

@@ -58,7 +58,7 @@ class BlockCache:
 class LevelCache:
     """One level: its layers, and where xpos counts from."""
 
-    blocks: list[BlockCache]
+    blocks: dict[int, BlockCache]  # by layer
     origin: int = 0
 
 
@@ -73,12 +73,10 @@ class Cache:
     length: int = 0
 
     @classmethod
-    def empty(cls, levels: tuple[LevelConfig, ...], depth: int) -> "Cache":
+    def empty(cls, levels: tuple[LevelConfig, ...], layers: int) -> "Cache":
         """Nothing seen yet."""
-        return cls(
-            levels=[
-                LevelCache([BlockCache(KeyValues(level.window, level.chains)) for _ in range(depth)])
-                for level in levels
-            ],
-            merges=[{} for _ in range(depth)],
-        )
+        states = [
+            LevelCache({layer: BlockCache(KeyValues(level.window, level.chains)) for layer in level.layers})
+            for level in levels
+        ]
+        return cls(states, merges=[{} for _ in range(layers)])

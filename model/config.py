@@ -15,6 +15,8 @@ class LevelConfig:
     dim_head: int
     ff_mult: float
     compress_mult: float
+    kv_heads: int
+    layers: tuple[int, ...]  # those that it takes part in
     window: int  # keys a query sees, itself included, along its own chain; 0 = no attention
 
     @property
@@ -35,14 +37,18 @@ class ModelConfig:
     """vocabulary; 256 for bytes, none of them reserved"""
     dim: int | tuple[int, ...] = 256
     """width of the residual stream, per level"""
-    depth: int = 4
-    """layers, in each of which every level runs one block and all are merged"""
+    depth: int | tuple[int, ...] = 4
+    """layers that a level runs a block in, per level; a shallower level sits out layers, spread evenly"""
     seq_len: int = 512
     """bytes of context in training; a level without a window never looks back further than this"""
     dim_head: int | tuple[int, ...] = 64
     """width of one attention head, per level; even, because rotary positions turn pairs"""
     heads: int | tuple[int, ...] = 4
     """attention heads, per level"""
+    kv_heads: int | tuple[int | None, ...] | None = None
+    """heads of keys and values, each shared by as many query heads (arXiv 2305.13245), per level; all when null"""
+    qk_norm: bool = False
+    """norm queries and keys, head by head (arXiv 2010.04245)"""
     ff_mult: float | tuple[float, ...] = 4.0
     """hidden width of the feed-forward over dim, per level"""
     compress_mult: float | tuple[float, ...] = 1.0
@@ -91,11 +97,12 @@ class ModelConfig:
             return _is_int(v) and v >= 1
 
         problems.check("num_tokens", self.num_tokens, _is_int(self.num_tokens) and self.num_tokens >= 2, "at least 2")
-        problems.check("depth", self.depth, positive(self.depth, 1), "at least 1")
         seq_len_fits = positive(self.seq_len, 1) and self.seq_len >= max(hierarchies)
         problems.check("seq_len", self.seq_len, seq_len_fits, f"at least the largest compression, {max(hierarchies)}")
         per_level("dim", "at least 2", lambda v, _: _is_int(v) and v >= 2)
+        per_level("depth", "at least 1", positive)
         per_level("heads", "at least 1", positive)
+        per_level("kv_heads", "null, or at least 1", lambda v, _: v is None or positive(v, _))
         per_level("dim_head", "an even number, at least 2", lambda v, _: _is_int(v) and v >= 2 and v % 2 == 0)
         for name in ("ff_mult", "compress_mult"):
             per_level(name, "above 0", lambda v, _: isinstance(v, (int, float)) and v > 0)
@@ -117,6 +124,8 @@ class ModelConfig:
         problems.check("dropout", self.dropout, 0 <= self.dropout < 1, "0 to below 1")
         problems.raise_all()
 
+        shared = all(h % (kv or h) == 0 for h, kv in zip(*map(self.per_level, ("heads", "kv_heads")), strict=True))
+        problems.check("kv_heads", self.kv_heads, shared, f"divisors of heads = {self.heads}")
         strides = self.per_level("hierarchical_stride")
         at_full_rate = 1 in strides if self.predict_use_all_hierarchy else strides[self.predict_index] == 1
         allowed = "a predicting level of stride 1, since its outputs are the predictions of every byte"
@@ -139,15 +148,21 @@ class ModelConfig:
         return hierarchies.index(min(hierarchies) if self.predict_hierarchy is None else self.predict_hierarchy)
 
     @property
+    def layers(self) -> int:
+        """Layers of the whole model: those of its deepest level."""
+        return max(self.per_level("depth"))
+
+    @property
     def levels(self) -> tuple[LevelConfig, ...]:
         """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
         names = ("hierarchies", "hierarchical_stride", "dim", "heads", "dim_head", "ff_mult")
-        names += ("compress_mult", "window_sizes")
-        levels = zip(*map(self.per_level, names), strict=True)
-        return tuple(
-            LevelConfig(c, *others, ceil(self.seq_len / c) if window is None else window)
-            for c, *others, window in levels
-        )
+        names += ("compress_mult", "kv_heads", "depth", "window_sizes")
+        levels = []
+        for c, s, dim, heads, *others, kv_heads, depth, window in zip(*map(self.per_level, names), strict=True):
+            layers = tuple(i for i in range(self.layers) if (i + 1) * depth // self.layers > i * depth // self.layers)
+            window = ceil(self.seq_len / c) if window is None else window
+            levels.append(LevelConfig(c, s, dim, heads, *others, kv_heads or heads, layers, window))
+        return tuple(levels)
 
     def to_dict(self) -> dict:
         """Plain JSON values, one for each argument."""

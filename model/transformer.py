@@ -15,13 +15,13 @@ from model.config import LevelConfig, ModelConfig
 from model.levels import Compress, Merge, align
 from model.losses import Losses, Reconstruction
 from model.rotary import Rotary
-from model.sampling import generate
+from model.sampling import generate, stream
 
 MAX_XPOS_DISTANCE = 4096  # how far a cache lets positions run from where xpos scales by one
 
 
 class Level(nn.Module):
-    """One level: its way in from the bytes' embeddings, and a block for each layer."""
+    """One level: its way in from the bytes' embeddings, and a block for each layer that it takes part in."""
 
     def __init__(self, level: LevelConfig, config: ModelConfig, dim_in: int):
         super().__init__()
@@ -29,7 +29,7 @@ class Level(nn.Module):
         self.compress = Compress(dim_in, level)
         self.norm_in = nn.LayerNorm(level.dim)
         self.rotary = Rotary(level.dim_head, config.rotary_xpos)
-        self.blocks = nn.ModuleList(Block(level, config.use_flash_attn, config.dropout) for _ in range(config.depth))
+        self.blocks = nn.ModuleDict({str(layer): Block(level, config) for layer in level.layers})
 
     def embed(self, x: Tensor, cache: Cache | None, state: LevelCache | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Embeddings (b n d_in) to this level's tokens (b ⌈n/s⌉ d), and the rotary tables of their positions."""
@@ -49,7 +49,7 @@ class Level(nn.Module):
         """Keep xpos's scales near one however long the text: count from here on, and rescale the keys that are kept."""
         if self.rotary.scale is not None and position - state.origin > MAX_XPOS_DISTANCE:
             fade = self.rotary.fade(position - state.origin).repeat(2)
-            for block in state.blocks:
+            for block in state.blocks.values():
                 if block.keys.ring is not None:
                     block.keys.ring[0].mul_(fade)
             state.origin = position
@@ -82,7 +82,7 @@ class HierarchicalTransformer(
         self.token_emb = nn.Embedding(config.num_tokens, dim_in)
         self.levels = nn.ModuleList(Level(level, config, dim_in) for level in levels)
         self.targets = tuple(everyone) if config.hierarchy_merge_all else (predicting,)
-        self.merges = nn.ModuleList(Merge(levels, self.targets) for _ in range(config.depth if len(levels) > 1 else 0))
+        self.merges = nn.ModuleList(Merge(levels, self.targets) for _ in range(config.layers if len(levels) > 1 else 0))
 
         # The levels that predict the next byte, and those that must give back their own; only they have a way out.
         self.heads = tuple(everyone) if config.predict_use_all_hierarchy else (predicting,)
@@ -139,11 +139,11 @@ class HierarchicalTransformer(
         if cache is not None:
             cache.before = self.tail(x, cache.before)
 
-        for layer in range(self.config.depth):
+        for layer in range(self.config.layers):
             for i, level in enumerate(self.levels):
-                if tokens[i] is not None:
+                if tokens[i] is not None and str(layer) in level.blocks:
                     state = states[i] and states[i].blocks[layer]
-                    tokens[i] = level.blocks[layer](tokens[i], rotaries[i], state)
+                    tokens[i] = level.blocks[str(layer)](tokens[i], rotaries[i], state)
             if self.merges and any(tokens[i] is not None for i in self.targets):
                 tokens = self.merges[layer](tokens, n, cache and cache.merges[layer])
         return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if tokens[int(i)] is not None}
@@ -167,9 +167,10 @@ class HierarchicalTransformer(
 
     def empty_cache(self) -> Cache:
         """A cache for `forward` that has seen nothing."""
-        return Cache.empty(self.config.levels, self.config.depth)
+        return Cache.empty(self.config.levels, self.config.layers)
 
     generate = generate
+    stream = stream
 
     @classmethod
     def _from_pretrained(cls, strict: bool = True, **kwargs):

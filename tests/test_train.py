@@ -176,10 +176,34 @@ def test_generate_gives_the_same_bytes_for_the_same_seed(whole, command):
         command("generate.py", whole, "--prompt", "The ", "--length", "64", "--seed", seed).stdout for seed in (1, 1, 2)
     )
     assert first == second != other and first.startswith("The ")
+    assert command("generate.py", whole, "--prompt", "The ", "--length=64", "--seed=1", "--no-cache").stdout == first
     several = command(
         "generate.py", whole, "--prompt", "7 ", "--length=9", "--num-samples=3", "--top-k=5", "--top-p=0.9"
     )
     assert several.stdout.count("7 ") >= 3
+
+
+def test_generate_speaks_json_and_stops(whole, command):
+    options = ("--prompt", "7 times", "--length=300", "--stop", "\n", "--num-samples=2", "--repetition-penalty=1.1")
+    lines = command("generate.py", whole, *options, "--json").stdout.splitlines()
+    samples = [json.loads(line) for line in lines]
+    assert len(samples) == 2 and all(10 in sample["bytes"] or len(sample["bytes"]) == 300 for sample in samples)
+
+
+def test_score_gives_the_cost_of_every_byte(whole, command, tmp_path):
+    text = "12 times 12 is 144, and that is a fact worth repeating.\n" * 3
+    (tmp_path / "text").write_text(text)
+    lines = [
+        json.loads(x) for x in command("generate.py", whole, "--score", tmp_path / "text", "--json").stdout.splitlines()
+    ]
+    assert bytes(line["byte"] for line in lines[:-1]).decode() == text
+    assert lines[0]["bits"] == 8 and lines[-1]["bytes"] == len(text)
+    assert lines[-1]["bits_per_byte"] == pytest.approx(np.mean([line["bits"] for line in lines[:-1]]), abs=1e-3)
+    ids = torch.tensor([list(text.encode())])[:, :33]
+    nll = F.cross_entropy(
+        HierarchicalTransformer.from_pretrained(whole / "model")(ids[:, :-1])[0], ids[0, 1:], reduction="none"
+    )
+    assert [line["bits"] for line in lines[1:33]] == pytest.approx((nll / log(2)).tolist(), abs=2e-3)
 
 
 class TestWrongInput:
@@ -205,8 +229,8 @@ class TestWrongInput:
             (["--config=nowhere.yaml"], "nowhere.yaml"),
             (["--resume"], "holds no run to resume"),
             (
-                ["--model.depth=0", "--train.batch_size=0"],
-                "model: depth: got 0, allowed: at least 1; train: batch_size: got 0",
+                ["--model.num_tokens=1", "--train.batch_size=0"],
+                "model: num_tokens: got 1, allowed: at least 2; train: batch_size: got 0",
             ),
         ],
         ids=lambda value: None if isinstance(value, str) else " ".join(value),
@@ -242,7 +266,12 @@ class TestWrongInput:
         self.is_one_line(
             command("generate.py", whole, "--prompt", ""), "prompt: got an empty text, allowed: at least one"
         )
-        self.is_one_line(command("generate.py", whole, "--prompt", "a", "--top-k", "0"), "top_k")
+        self.is_one_line(command("generate.py", whole, "--prompt", "a", "--top-k", "0"), "top-k")
+        self.is_one_line(
+            command("generate.py", whole, "--prompt", "a", "--top-p", "2"), "top_p: got 2.0, allowed: above 0"
+        )
+        self.is_one_line(command("generate.py", whole), "prompt: got neither or both")
+        self.is_one_line(command("generate.py", whole, "--score", "nowhere.txt"), "nowhere.txt")
         self.is_one_line(command("generate.py", whole, "--prompt", "a", "--device", "abacus"), "device: got abacus")
 
     def test_of_a_model_of_another_shape(self, whole, command, tmp_path):

@@ -22,6 +22,18 @@ def by_hand(q, k, v, causal, window, mask):
     return torch.stack(rows).unflatten(0, (len(q), queries)).transpose(1, 2)
 
 
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+@pytest.mark.parametrize(("window", "queries"), [(None, 70), (4, 70), (4, 1), (None, 1)])
+@pytest.mark.parametrize("kind", ["none", "some"])
+def test_fewer_heads_of_keys_are_shared_by_neighbours(fused, window, queries, kind):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 6, queries, 8), torch.randn(2, 2, 70, 8), torch.randn(2, 2, 70, 8)
+    mask = draw_mask(kind, 2, 70)
+    out = Attend(causal=True, use_flash_attn=fused, window_size=window)(q, k, v, mask)
+    k, v = (t[:, [0, 0, 0, 1, 1, 1]] for t in (k, v))
+    torch.testing.assert_close(out.double(), by_hand(q, k, v, True, window, mask), atol=1e-5, rtol=0)
+
+
 def draw_mask(kind, batch, keys):
     if kind == "none":
         return None

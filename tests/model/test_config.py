@@ -14,6 +14,8 @@ ILLEGAL = [
     ({"dim": 0}, "dim: got 0"),
     ({"heads": (4, 4, 4), "hierarchies": (1, 4)}, r"heads: got \[4, 4, 4\].*one for each of the 2 hierarchies"),
     ({"heads": 0}, "heads: got 0"),
+    ({"heads": 4, "kv_heads": 3}, "kv_heads: got 3, allowed: divisors of heads = 4"),
+    ({"depth": (1, 2)}, r"depth: got \[1, 2\]"),
     ({"dim_head": 7}, "dim_head: got 7, allowed: an even number"),
     ({"ff_mult": 0}, "ff_mult: got 0"),
     ({"compress_mult": -1}, "compress_mult: got -1"),

@@ -3,7 +3,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.sampling import check_sampling, filter_logits
+from model.sampling import Sampling, filter_logits
+from tests.model.test_transformer import build
+
+SMALL = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8}
 
 LOGITS = st.lists(st.floats(-8, 8), min_size=2, max_size=12, unique=True).map(lambda x: torch.tensor([x]))
 
@@ -43,16 +46,41 @@ def test_without_options_nothing_is_filtered():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": torch.zeros(1, 0)}, "prompt: got"),
+        ({"prompt": torch.zeros(1, 0, dtype=torch.long)}, "prompt: got shape"),
         ({"length": -1}, "length: got -1"),
         ({"temperature": -0.5}, "temperature: got -0.5"),
         ({"top_k": 0}, "top_k: got 0"),
         ({"top_p": 0.0}, "top_p: got 0.0"),
         ({"min_p": 1.5}, "min_p: got 1.5"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty: got 0.0"),
     ],
 )
 def test_illegal_options_are_named(options, message):
-    legal = {"prompt": torch.zeros(1, 1), "length": 1, "temperature": 1.0, "top_k": None, "top_p": None, "min_p": None}
-    check_sampling(**legal)
+    arguments = {"prompt": torch.zeros(1, 1, dtype=torch.long), "length": 1} | options
     with pytest.raises(ValueError, match=message):
-        check_sampling(**legal | options)
+        build(SMALL).stream(**arguments)
+
+
+def test_streaming_gives_what_generate_returns():
+    model, prompt = build(SMALL), torch.zeros(2, 3, dtype=torch.long)
+    streamed = model.stream(prompt, 9, min_p=0.1, generator=torch.Generator().manual_seed(3))
+    whole = model.generate(prompt, 9, min_p=0.1, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(torch.stack(list(streamed), dim=1), whole)
+
+
+def test_a_stop_token_ends_a_row_and_the_last_one_ends_all():
+    model, prompt = build(SMALL | {"num_tokens": 6}), torch.zeros(4, 1, dtype=torch.long)
+    new = model.generate(prompt, 500, stop=(2, 5), generator=torch.Generator().manual_seed(0))
+    ends = [next(i for i, token in enumerate(row) if token in (2, 5)) for row in new.tolist()]
+    assert max(ends) == new.shape[1] - 1 < 499
+    for row, end in zip(new.tolist(), ends, strict=True):
+        assert set(row[end:]) == {row[end]}
+
+
+def test_a_repetition_penalty_lowers_what_was_seen():
+    logits = torch.tensor([[2.0, -2.0, 1.5, -1.0]])
+    seen = torch.tensor([[True, True, False, False]])
+    assert Sampling(temperature=0).draw(logits, seen, None).item() == 0
+    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, seen, None).item() == 2
+    draws = torch.cat([Sampling(repetition_penalty=50.0).draw(logits, seen, None) for _ in range(300)])
+    assert (draws == 1).sum() == 0
