@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from data import scoring_windows
 from data.text import show, to_ids, to_text
@@ -29,13 +29,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run_dir", type=str, help="a run directory")
     parser.add_argument("--prompt", type=str | None, help="text to continue, at least one byte")
     parser.add_argument("--length", type=NonNegativeInt, default=512, help="bytes to add")
-    parser.add_argument("--temperature", type=NonNegativeFloat, default=1.0, help="0 = always the likeliest byte")
-    parser.add_argument("--top-k", type=PositiveInt | None, help="draw from this many likeliest bytes")
-    parser.add_argument("--top-p", type=PositiveFloat | None, help="draw from the likeliest bytes that sum to this")
-    parser.add_argument(
-        "--min-p", type=NonNegativeFloat | None, help="draw from bytes this likely beside the likeliest"
-    )
-    parser.add_argument("--repetition-penalty", type=PositiveFloat, default=1.0, help="against bytes seen before")
+    parser.add_argument("--temperature", type=float, default=1.0, help="0 = always the likeliest byte")
+    parser.add_argument("--top-k", type=int | None, help="draw from this many likeliest bytes")
+    parser.add_argument("--top-p", type=float | None, help="draw from the likeliest bytes that sum to this")
+    parser.add_argument("--min-p", type=float | None, help="draw from bytes this likely beside the likeliest")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="against bytes seen before")
     parser.add_argument("--stop", type=str | None, help="characters that end a sample, such as a newline")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the draw")
     parser.add_argument("--num-samples", type=PositiveInt, default=1, help="samples of the same prompt")

@@ -92,6 +92,9 @@ class HierarchicalTransformer(
         self.recons = nn.ModuleDict({str(i): Reconstruction(levels[i], config.num_tokens) for i in recons})
         self.norms = nn.ModuleDict({str(i): nn.LayerNorm(levels[i].dim) for i in sorted({*self.heads, *recons})})
         self.apply(init_weights)
+        for name, weight in self.named_parameters():
+            if name.endswith("to_out.weight"):  # what is added to a residual stream begins at nothing
+                nn.init.zeros_(weight)
 
     def forward(
         self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None

@@ -266,7 +266,9 @@ class TestWrongInput:
         self.is_one_line(
             command("generate.py", whole, "--prompt", ""), "prompt: got an empty text, allowed: at least one"
         )
-        self.is_one_line(command("generate.py", whole, "--prompt", "a", "--top-k", "0"), "top-k")
+        self.is_one_line(
+            command("generate.py", whole, "--prompt", "a", "--top-k", "0"), "top_k: got 0, allowed: 1 or more"
+        )
         self.is_one_line(
             command("generate.py", whole, "--prompt", "a", "--top-p", "2"), "top_p: got 2.0, allowed: above 0"
         )

@@ -1,0 +1,1 @@
+"""Speed and quality, measured side by side, each with one command."""
