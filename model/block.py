@@ -39,15 +39,17 @@ class Attention(nn.Module):
         self.chains = level.chains
         self.norm = nn.RMSNorm(level.dim)
         self.to_qkv = nn.Linear(level.dim, sum(self.heads) * level.dim_head, bias=False)
-        self.norm_q, self.norm_k = (nn.RMSNorm(level.dim_head) if qk_norm else nn.Identity() for _ in range(2))
+        self.norm_q, self.norm_k = (nn.RMSNorm(level.dim_head) if qk_norm else None for _ in range(2))
         self.attend = Attend(causal=True, use_flash_attn=use_flash_attn, window_size=level.window)
         self.to_out = nn.Linear(inner, level.dim, bias=False)
 
     def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValues | None = None) -> Tensor:
         qkv = rearrange(self.to_qkv(self.norm(x)), "b n (h d) -> b h n d", h=sum(self.heads))
         q, k, v = qkv.split(self.heads, dim=1)
+        if self.norm_q is not None:
+            q, k = (norm(t.to(norm.weight)).type_as(t) for norm, t in ((self.norm_q, q), (self.norm_k, k)))
         q_table, k_table = rotary
-        q, k = rotate(self.norm_q(q), q_table), rotate(self.norm_k(k), k_table)
+        q, k = rotate(q, q_table), rotate(k, k_table)
         if cache is not None and cache.count:
             out = self.attend(q, *cache.append(k, v))
         else:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, fields
 from math import ceil
 
+LOSS_WEIGHTS = ("recon_loss_weight", "prophet_loss_weight", "next_latent_loss_weight", "quantizer_loss_weight")
+
 
 @dataclass(frozen=True)
 class LevelConfig:
@@ -65,8 +67,16 @@ class ModelConfig:
     """compression of the level that predicts (and that is merged into); the finest when null"""
     predict_use_all_hierarchy: bool = False
     """predict from the outputs of all levels together"""
-    recon_loss_weight: float = 0.0
-    """weight of the loss by which a compressed token must give back its bytes; 0 builds nothing"""
+    recon_loss_weight: float | tuple[float, ...] = 0.0
+    """weight of a coarse level's giving back the bytes it compressed, per level; a loss of weight 0 builds nothing"""
+    prophet_loss_weight: float | tuple[float, ...] = 0.0
+    """weight of a coarse level's predicting as many bytes ahead as it compresses, per level"""
+    next_latent_loss_weight: float | tuple[float, ...] = 0.0
+    """weight of a level's predicting its own next output (arXiv 2511.05963), per level"""
+    num_rollouts: int = 1
+    """steps that the prediction of outputs goes ahead"""
+    quantizer_loss_weight: float | tuple[float, ...] = 0.0
+    """weight of a coarse level's predicting the random code of the bytes ahead (arXiv 2202.01855), per level"""
     dropout: float = 0.0
     """dropout after attention and feed-forward"""
     rotary_xpos: bool = False
@@ -120,7 +130,9 @@ class ModelConfig:
             )
         known = self.predict_hierarchy is None or self.predict_hierarchy in hierarchies
         problems.check("predict_hierarchy", self.predict_hierarchy, known, f"null or one of {list(hierarchies)}")
-        problems.check("recon_loss_weight", self.recon_loss_weight, self.recon_loss_weight >= 0, "0 or above")
+        for name in LOSS_WEIGHTS:
+            per_level(name, "0 or above", lambda v, _: isinstance(v, (int, float)) and v >= 0)
+        problems.check("num_rollouts", self.num_rollouts, positive(self.num_rollouts, 1), "at least 1")
         problems.check("dropout", self.dropout, 0 <= self.dropout < 1, "0 to below 1")
         problems.raise_all()
 

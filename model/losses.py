@@ -1,7 +1,8 @@
-"""Losses beside the next byte's cross-entropy."""
+"""Losses beside the next byte's cross-entropy, each a module of one level that exists only if its weight is not 0."""
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -10,24 +11,98 @@ from model.config import LevelConfig
 
 
 class Losses(NamedTuple):
-    """Detached scalars, unweighted, in nats; None where a loss has no weight."""
+    """Detached scalars, unweighted, summed over levels; None where no level has a weight."""
 
     cross_entropy: Tensor
     reconstruction: Tensor | None = None
+    prophet: Tensor | None = None
+    next_latent: Tensor | None = None
+    quantizer: Tensor | None = None
 
 
-class Reconstruction(nn.Module):
-    """How badly a level's outputs (b ⌈n/s⌉ d) give back the c bytes behind each of them: mean nats a byte, a scalar.
+def chunks_behind(ids: Tensor, level: LevelConfig) -> Tensor:
+    """Of bytes (b n), those that each output has compressed, ks - c + 1 … ks: (b ⌈n/s⌉ c), -1 before the first byte."""
+    return F.pad(ids, (level.compression - 1, 0), value=-1).unfold(1, level.compression, level.stride)
 
-    Output k answers for bytes ks - c + 1 … ks of ids (b n); those before the first byte do not exist and do not count.
-    """
 
-    def __init__(self, level: LevelConfig, num_tokens: int):
+def chunks_ahead(labels: Tensor, level: LevelConfig) -> Tensor:
+    """Of the bytes one later (b n), the c after each output, ks + 1 … ks + c: (b ⌈n/s⌉ c), -1 after the last byte."""
+    return F.pad(labels, (0, level.compression - 1), value=-1).unfold(1, level.compression, level.stride)
+
+
+class Chunks(nn.Module):
+    """Cross-entropy of c bytes read off each output: those behind it (reconstruction), or ahead (prophet)."""
+
+    def __init__(self, level: LevelConfig, num_tokens: int, dim_in: int, ahead: bool):
         super().__init__()
-        self.compression, self.stride = level.compression, level.stride
+        self.level, self.ahead = level, ahead
         self.to_logits = nn.Linear(level.dim, level.compression * num_tokens, bias=False)
 
-    def forward(self, embeds: Tensor, ids: Tensor) -> Tensor:
-        chunks = F.pad(ids, (self.compression - 1, 0), value=-1).unfold(1, self.compression, self.stride)
-        logits = rearrange(self.to_logits(embeds), "b k (c v) -> (b k c) v", c=self.compression)
-        return F.cross_entropy(logits.float(), rearrange(chunks, "b k c -> (b k c)"), ignore_index=-1)
+    def forward(self, embeds: Tensor, ids: Tensor, labels: Tensor, x: Tensor) -> Tensor:
+        targets = chunks_ahead(labels, self.level) if self.ahead else chunks_behind(ids, self.level)
+        logits = rearrange(self.to_logits(embeds), "b k (c v) -> (b k c) v", c=self.level.compression)
+        return F.cross_entropy(logits.float(), rearrange(targets, "b k c -> (b k c)"), ignore_index=-1)
+
+
+class NextLatent(nn.Module):
+    """A level predicts its own next outputs from the current one and summaries of the bytes between (arXiv 2511.05963).
+
+    A summary is the mean of the embeddings behind an output, detached, as are the targets. Each of `rollouts` steps
+    goes on from what the step before predicted, and counts for less the more those before it erred.
+    """
+
+    COSINE = 0.9  # share of the cosine distance; the rest is squared error
+
+    def __init__(self, level: LevelConfig, num_tokens: int, dim_in: int, rollouts: int = 1):
+        super().__init__()
+        self.level, self.rollouts, dim = level, rollouts, level.dim
+        self.summarize = nn.Linear(dim_in, dim) if dim_in != dim else nn.Identity()
+        self.hidden = nn.Sequential(
+            nn.LayerNorm(2 * dim), nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU()
+        )
+        self.to_out = nn.Linear(dim, dim)
+
+    def forward(self, embeds: Tensor, ids: Tensor, labels: Tensor, x: Tensor) -> Tensor:
+        c, outputs = self.level.compression, embeds.shape[1] - self.rollouts
+        if outputs < 1:
+            return embeds.sum() * 0.0
+        window = F.pad(x.detach(), (0, 0, c - 1, 0)).unfold(1, c, self.level.stride)
+        exist = (chunks_behind(ids, self.level) >= 0).sum(dim=-1, keepdim=True)
+        summaries = self.summarize(window.sum(dim=-1) / exist)
+        latent, loss, erred = embeds[:, :outputs], 0, 0
+        for step in range(1, self.rollouts + 1):
+            summary = summaries[:, step : step + outputs]
+            latent = latent + self.to_out(self.hidden(torch.cat((latent, summary), dim=-1)))
+            target = embeds[:, step : step + outputs].detach().float()
+            square = F.mse_loss(latent.float(), target, reduction="none").mean(dim=-1)
+            cosine = 1 - F.cosine_similarity(latent.float(), target, dim=-1)
+            error = square.lerp(cosine, self.COSINE)
+            loss = loss + (error * torch.as_tensor(-erred).exp()).mean() / self.rollouts
+            erred = erred + error.detach()
+        return loss
+
+
+class Quantizer(nn.Module):
+    """A level predicts the code of the c bytes ahead, in a codebook of random projections that never learns (BEST-RQ,
+    arXiv 2202.01855). Chunks that the sequence cuts off do not count."""
+
+    CODES, CODE_DIM = 256, 16
+
+    def __init__(self, level: LevelConfig, num_tokens: int, dim_in: int):
+        super().__init__()
+        self.level = level
+        self.register_buffer("projection", torch.randn(level.compression, num_tokens, self.CODE_DIM))
+        self.register_buffer("codebook", F.normalize(torch.randn(self.CODES, self.CODE_DIM), dim=-1))
+        self.to_logits = nn.Linear(level.dim, self.CODES, bias=False)
+
+    def codes(self, chunks: Tensor) -> Tensor:
+        """The nearest code, by angle, of each chunk (b k c), projected byte by byte: (b k); -1 where it is cut off."""
+        places = torch.arange(self.level.compression, device=chunks.device)
+        projected = self.projection[places, chunks.clamp(min=0)].sum(dim=-2)
+        return (projected @ self.codebook.T).argmax(dim=-1).masked_fill((chunks < 0).any(dim=-1), -1)
+
+    def forward(self, embeds: Tensor, ids: Tensor, labels: Tensor, x: Tensor) -> Tensor:
+        codes = self.codes(chunks_ahead(labels, self.level))
+        logits = rearrange(self.to_logits(embeds), "b k v -> (b k) v").float()
+        total = F.cross_entropy(logits, rearrange(codes, "b k -> (b k)"), ignore_index=-1, reduction="sum")
+        return total / (codes >= 0).sum().clamp(min=1)

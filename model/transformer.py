@@ -1,6 +1,7 @@
 """The hierarchical transformer: parallel levels of a byte stream, merged after every layer to predict the next byte."""
 
 from contextlib import redirect_stdout
+from functools import partial
 from io import StringIO
 
 import torch
@@ -13,7 +14,7 @@ from model.block import Block
 from model.cache import Cache, LevelCache
 from model.config import LevelConfig, ModelConfig
 from model.levels import Compress, Merge, align
-from model.losses import Losses, Reconstruction
+from model.losses import Chunks, Losses, NextLatent, Quantizer
 from model.rotary import Rotary
 from model.sampling import generate, stream
 
@@ -33,7 +34,10 @@ class Level(nn.Module):
 
     def embed(self, x: Tensor, cache: Cache | None, state: LevelCache | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Embeddings (b n d_in) to this level's tokens (b ⌈n/s⌉ d), and the rotary tables of their positions."""
-        tokens = self.norm_in(self.compress(x, cache and cache.before))
+        tokens = self.compress(x, cache and cache.before)
+        tokens = self.norm_in(
+            tokens.to(x.dtype)
+        )  # under autocast, too, the residual stream keeps the weights' precision
         first = cache.length // self.stride if cache else 0
         index = torch.arange(first, first + tokens.shape[1], device=x.device)
         positions = index // self.chains
@@ -88,9 +92,9 @@ class HierarchicalTransformer(
         self.heads = tuple(everyone) if config.predict_use_all_hierarchy else (predicting,)
         self.dims = [level.dim for level in levels]
         self.to_logits = nn.Linear(sum(self.dims[i] for i in self.heads), config.num_tokens, bias=False)
-        recons = [i for i in everyone if config.recon_loss_weight > 0 and levels[i].compression > 1]
-        self.recons = nn.ModuleDict({str(i): Reconstruction(levels[i], config.num_tokens) for i in recons})
-        self.norms = nn.ModuleDict({str(i): nn.LayerNorm(levels[i].dim) for i in sorted({*self.heads, *recons})})
+        self.losses = self.build_losses(dim_in)
+        ways_out = {*map(str, self.heads), *(i for losses in self.losses.values() for i in losses)}
+        self.norms = nn.ModuleDict({i: nn.LayerNorm(levels[int(i)].dim) for i in sorted(ways_out)})
         self.apply(init_weights)
         for name, weight in self.named_parameters():
             if name.endswith("to_out.weight"):  # what is added to a residual stream begins at nothing
@@ -114,14 +118,36 @@ class HierarchicalTransformer(
         if not return_loss:
             return logits
 
-        cross_entropy = F.cross_entropy(
-            rearrange(logits, "b n v -> (b n) v").float(), rearrange(labels, "b n -> (b n)")
-        )
-        loss, recon = cross_entropy, None
-        if self.recons:
-            recon = sum(head(embeds[i], ids) for i, head in self.recons.items())
-            loss = loss + self.config.recon_loss_weight * recon
-        return loss, Losses(cross_entropy.detach(), recon if recon is None else recon.detach())
+        nats = F.cross_entropy(rearrange(logits, "b n v -> (b n) v").float(), rearrange(labels, "b n -> (b n)"))
+        loss, parts = nats, {"cross_entropy": nats.detach()}
+        x = self.token_emb(ids) if "next_latent" in self.losses else None
+        for name, modules in self.losses.items():
+            for i, module in modules.items():
+                part = module(embeds[i], ids, labels, x)
+                parts[name] = parts.get(name, 0) + part.detach()
+                loss = loss + self.weights[name][int(i)] * part
+        return loss, Losses(**parts)
+
+    def build_losses(self, dim_in: int) -> nn.ModuleDict:
+        """The auxiliary losses by name and level, where they have a weight; NextLatent alone says something at 1x."""
+        config = self.config
+        kinds = {
+            "reconstruction": ("recon_loss_weight", partial(Chunks, ahead=False)),
+            "prophet": ("prophet_loss_weight", partial(Chunks, ahead=True)),
+            "next_latent": ("next_latent_loss_weight", partial(NextLatent, rollouts=config.num_rollouts)),
+            "quantizer": ("quantizer_loss_weight", Quantizer),
+        }
+        self.weights = {name: config.per_level(weight) for name, (weight, _) in kinds.items()}
+        losses = nn.ModuleDict()
+        for name, (_, build) in kinds.items():
+            modules = {
+                str(i): build(level, config.num_tokens, dim_in)
+                for i, level in enumerate(config.levels)
+                if self.weights[name][i] > 0 and (level.compression > 1 or name == "next_latent")
+            }
+            if modules:
+                losses[name] = nn.ModuleDict(modules)
+        return losses
 
     def embed(self, ids: Tensor, cache: Cache | None = None) -> dict[str, Tensor]:
         """The normed outputs of the levels that predict or reconstruct, by index, for ids (b n): (b ⌈n/s⌉ d) each.

@@ -17,7 +17,7 @@ def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
     for level, module in zip(model.config.levels, model.levels, strict=True):
         parts[f"level {level.compression}x"] = size(module)
     parts["merge"] = size(model.merges)
-    parts["output"] = size(model.norms) + size(model.to_logits) + size(model.recons)
+    parts["output"] = size(model.norms) + size(model.to_logits) + size(model.losses)
     return parts
 
 

@@ -35,6 +35,10 @@ def model_configs(draw, max_levels: int = 4, **fixed) -> dict:
         "predict_hierarchy": predicting,
         "predict_use_all_hierarchy": predict_all,
         "recon_loss_weight": draw(st.sampled_from([0.0, 0.5])),
+        "prophet_loss_weight": draw(st.sampled_from([0.0, 0.25])),
+        "next_latent_loss_weight": [draw(st.sampled_from([0.0, 0.5, 2.0])) for _ in range(each)],
+        "num_rollouts": draw(st.integers(1, 2)),
+        "quantizer_loss_weight": draw(st.sampled_from([0.0, 0.5])),
         "rotary_xpos": draw(st.booleans()),
         "use_flash_attn": draw(st.booleans()),
     }

@@ -1,22 +1,90 @@
+"""Each loss against a slow, plain computation, one output and one byte after another."""
+
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model import ModelConfig
-from model.losses import Reconstruction
+from model.losses import Chunks, NextLatent, Quantizer
+
+SHAPES = {"c": st.sampled_from([2, 4, 8]), "s": st.sampled_from([1, 2, 4, 8]), "n": st.integers(1, 20)}
 
 
-@given(c=st.sampled_from([2, 4, 8]), s=st.sampled_from([1, 2, 4, 8]), n=st.integers(1, 20))
-def test_reconstruction_asks_for_the_bytes_behind_each_output(c, s, n):
-    s = min(s, c)
+def draw(c, s, n):
+    """A level, its outputs, and n bytes with those one later."""
     torch.manual_seed(0)
-    level = ModelConfig(dim=6, hierarchies=(1, c), hierarchical_stride=(1, s)).levels[1]
-    head = Reconstruction(level, num_tokens=7)
-    ids = torch.randint(0, 7, (2, n))
-    embeds = torch.randn(2, len(range(0, n, s)), 6)
-    nats = []
+    level = ModelConfig(dim=6, hierarchies=(1, c), hierarchical_stride=(1, min(s, c))).levels[1]
+    text = torch.randint(0, 7, (2, n + 1))
+    ends = list(range(0, n, level.stride))
+    return level, torch.randn(2, len(ends), 6), text[:, :-1], text[:, 1:], ends
+
+
+def nats(head, embed, c, targets):
+    """Of (place, byte) pairs, read off one output."""
+    chances = head(embed).unflatten(0, (c, 7)).log_softmax(-1)
+    return [-chances[place, byte] for place, byte in targets]
+
+
+@given(**SHAPES)
+def test_reconstruction_asks_for_the_bytes_behind_each_output(c, s, n):
+    level, embeds, ids, labels, ends = draw(c, s, n)
+    loss = Chunks(level, 7, 6, ahead=False)
+    costs = []
     for b in range(2):
-        for k, end in enumerate(range(0, n, s)):
-            chances = head.to_logits(embeds[b, k]).unflatten(0, (c, 7)).log_softmax(-1)
-            nats += [-chances[i, ids[b, t]] for i, t in enumerate(range(end - c + 1, end + 1)) if t >= 0]
-    torch.testing.assert_close(head(embeds, ids), torch.stack(nats).mean())
+        for k, end in enumerate(ends):
+            targets = [(i, ids[b, t]) for i, t in enumerate(range(end - c + 1, end + 1)) if t >= 0]
+            costs += nats(loss.to_logits, embeds[b, k], c, targets)
+    torch.testing.assert_close(loss(embeds, ids, labels, None), torch.stack(costs).mean())
+
+
+@given(**SHAPES)
+def test_prophet_asks_for_the_bytes_ahead_of_each_output(c, s, n):
+    level, embeds, ids, labels, ends = draw(c, s, n)
+    loss = Chunks(level, 7, 6, ahead=True)
+    costs = []
+    for b in range(2):
+        for k, end in enumerate(ends):
+            targets = [(i, labels[b, end + i]) for i in range(c) if end + i < n]
+            costs += nats(loss.to_logits, embeds[b, k], c, targets)
+    torch.testing.assert_close(loss(embeds, ids, labels, None), torch.stack(costs).mean())
+
+
+@given(**SHAPES)
+def test_quantizer_asks_for_the_code_of_whole_chunks_ahead(c, s, n):
+    level, embeds, ids, labels, ends = draw(c, s, n)
+    loss = Quantizer(level, 7, 6)
+    costs = []
+    for b in range(2):
+        for k, end in enumerate(ends):
+            if end + c <= n:
+                projected = sum(loss.projection[i, labels[b, end + i]] for i in range(c))
+                code = F.cosine_similarity(projected, loss.codebook, dim=-1).argmax()
+                costs.append(-loss.to_logits(embeds[b, k]).log_softmax(-1)[code])
+    expected = torch.stack(costs).mean() if costs else torch.tensor(0.0)
+    torch.testing.assert_close(loss(embeds, ids, labels, None), expected)
+    assert [name for name, _ in loss.named_parameters()] == ["to_logits.weight"]
+
+
+@given(rollouts=st.integers(1, 3), **SHAPES)
+def test_next_latent_goes_from_output_to_output(rollouts, c, s, n):
+    level, embeds, ids, labels, ends = draw(c, s, n)
+    embeds.requires_grad_()
+    x = torch.randn(2, n, 5, requires_grad=True)
+    loss = NextLatent(level, 7, 5, rollouts)
+    costs = []
+    for b in range(2):
+        for k in range(len(ends) - rollouts):
+            latent, erred = embeds[b, k], 0.0
+            for step in range(1, rollouts + 1):
+                end = ends[k + step]
+                summary = loss.summarize(x[b, max(0, end - c + 1) : end + 1].mean(0))
+                latent = latent + loss.to_out(loss.hidden(torch.cat((latent, summary))))
+                target = embeds[b, k + step].detach()
+                error = 0.1 * F.mse_loss(latent, target) + 0.9 * (1 - F.cosine_similarity(latent, target, dim=0))
+                costs.append(error * torch.tensor(-erred).exp())
+                erred += error.item()
+    result = loss(embeds, ids, labels, x)
+    torch.testing.assert_close(result, torch.stack(costs).mean() if costs else torch.tensor(0.0))
+    result.backward()
+    assert x.grad is None and embeds.grad is not None  # summaries are detached

@@ -8,6 +8,13 @@ from safetensors.torch import load_file, save_file
 from model import HierarchicalTransformer
 from tests.model.strategies import model_configs
 
+LOSSES = {
+    "reconstruction": "recon_loss_weight",
+    "prophet": "prophet_loss_weight",
+    "next_latent": "next_latent_loss_weight",
+    "quantizer": "quantizer_loss_weight",
+}
+
 
 def build(config, seed=0):
     torch.manual_seed(seed)
@@ -70,10 +77,19 @@ def test_the_loss_is_its_parts_weighted(config, n):
     logits = model(ids[:, :-1])
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(losses.cross_entropy, cross_entropy.detach())
-    weight = config["recon_loss_weight"]
-    has_recon = weight > 0 and max(config["hierarchies"]) > 1
-    assert (losses.reconstruction is not None) == has_recon == bool(len(model.recons))
-    torch.testing.assert_close(loss, cross_entropy + (weight * losses.reconstruction if has_recon else 0))
+    embeds, x = model.embed(ids[:, :-1]), model.token_emb(ids[:, :-1])
+    expected = cross_entropy
+    for name, option in LOSSES.items():
+        weights = model.config.per_level(option)
+        built = {i for i, c in enumerate(config["hierarchies"]) if weights[i] and (c > 1 or name == "next_latent")}
+        assert {int(i) for i in model.losses[name]} == built if built else name not in model.losses
+        parts = {i: model.losses[name][str(i)](embeds[str(i)], ids[:, :-1], ids[:, 1:], x) for i in built}
+        expected = expected + sum(weights[i] * part for i, part in parts.items())
+        if built:
+            torch.testing.assert_close(getattr(losses, name), sum(parts.values()).detach())
+        else:
+            assert getattr(losses, name) is None
+    torch.testing.assert_close(loss, expected)
     assert loss.requires_grad and not losses.cross_entropy.requires_grad
 
 
@@ -82,6 +98,20 @@ def test_every_parameter_learns(config):
     model = build(config)
     model(torch.randint(0, 11, (2, 25)), return_loss=True)[0].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.filterwarnings("error")
+@given(config=model_configs(), n=st.integers(4, 20))
+def test_autocast_computes_the_same_less_exactly(config, n):
+    model = HierarchicalTransformer(**config | {"num_rollouts": 1}).eval()
+    ids = torch.randint(0, 11, (2, n + 1))
+    exact, _ = model(ids, return_loss=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, losses = model(ids, return_loss=True)
+    loss.backward()
+    torch.testing.assert_close(loss, exact, atol=0.1, rtol=0.05)
+    assert losses.cross_entropy.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
 def test_all_256_bytes_count():
