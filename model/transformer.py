@@ -35,9 +35,7 @@ class Level(nn.Module):
     def embed(self, x: Tensor, cache: Cache | None, state: LevelCache | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Embeddings (b n d_in) to this level's tokens (b ⌈n/s⌉ d), and the rotary tables of their positions."""
         tokens = self.compress(x, cache and cache.before)
-        tokens = self.norm_in(
-            tokens.to(x.dtype)
-        )  # under autocast, too, the residual stream keeps the weights' precision
+        tokens = self.norm_in(tokens.to(x.dtype))  # autocast must not lower the residual stream
         first = cache.length // self.stride if cache else 0
         index = torch.arange(first, first + tokens.shape[1], device=x.device)
         positions = index // self.chains
