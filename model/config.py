@@ -17,6 +17,7 @@ class LevelConfig:
     dim_head: int
     ff_mult: float
     compress_mult: float
+    compress_type: str
     kv_heads: int
     layers: tuple[int, ...]  # those that it takes part in
     window: int  # keys a query sees, itself included, along its own chain; 0 = no attention
@@ -53,8 +54,10 @@ class ModelConfig:
     """norm queries and keys, head by head (arXiv 2010.04245)"""
     ff_mult: float | tuple[float, ...] = 4.0
     """hidden width of the feed-forward over dim, per level"""
+    compress_type: str | tuple[str, ...] = "conv"
+    """how bytes become a level's tokens: conv, mean or attention, per level"""
     compress_mult: float | tuple[float, ...] = 1.0
-    """hidden width of the compression over the embedding's width, per level"""
+    """hidden width of the compression by convolution over the embedding's width, per level"""
     hierarchies: int | tuple[int, ...] = 1
     """compression of each level: distinct powers of two, such as [1, 4]"""
     hierarchical_stride: int | tuple[int, ...] | None = None
@@ -116,6 +119,7 @@ class ModelConfig:
         per_level("dim_head", "an even number, at least 2", lambda v, _: _is_int(v) and v >= 2 and v % 2 == 0)
         for name in ("ff_mult", "compress_mult"):
             per_level(name, "above 0", lambda v, _: isinstance(v, (int, float)) and v > 0)
+        per_level("compress_type", "conv, mean or attention", lambda v, _: v in ("conv", "mean", "attention"))
         per_level(
             "hierarchical_stride",
             "a power of two from 1 to the level's compression",
@@ -168,7 +172,7 @@ class ModelConfig:
     def levels(self) -> tuple[LevelConfig, ...]:
         """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
         names = ("hierarchies", "hierarchical_stride", "dim", "heads", "dim_head", "ff_mult")
-        names += ("compress_mult", "kv_heads", "depth", "window_sizes")
+        names += ("compress_mult", "compress_type", "kv_heads", "depth", "window_sizes")
         levels = []
         for c, s, dim, heads, *others, kv_heads, depth, window in zip(*map(self.per_level, names), strict=True):
             layers = tuple(i for i in range(self.layers) if (i + 1) * depth // self.layers > i * depth // self.layers)

@@ -7,32 +7,63 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
+from model.attend import Attend
 from model.config import LevelConfig
 
 
 class Compress(nn.Module):
-    """Bytes' embeddings (b n d_in) to a level's first tokens (b ⌈n/s⌉ d).
+    """Bytes' embeddings (b n d_in) to a level's first tokens (b ⌈n/s⌉ d), by the bytes ks - c + 1 … ks for token k.
 
-    A causal convolution of kernel c and stride s, a SiLU and a linear map, the convolution written as one matrix
-    product over chunks. Output k has seen bytes ks - c + 1 … ks, so every position t ≥ ks may read it.
+    Every position t ≥ ks may read it. By convolution: of kernel c and stride s, a SiLU and a linear map, the first one
+    written as one matrix product over chunks. By mean: of the chunk, and a linear map. By attention: `ChunkAttention`.
     """
 
     def __init__(self, dim_in: int, level: LevelConfig):
         super().__init__()
-        self.compression, self.stride = level.compression, level.stride
+        self.compression, self.stride, self.type = level.compression, level.stride, level.compress_type
+        inner = int(dim_in * level.compress_mult)
         if level.compression == 1:
             self.net = nn.Linear(dim_in, level.dim, bias=False) if dim_in != level.dim else nn.Identity()
-            return
-        inner = int(dim_in * level.compress_mult)
-        self.net = nn.Sequential(nn.Linear(level.compression * dim_in, inner), nn.SiLU(), nn.Linear(inner, level.dim))
+        elif level.compress_type == "conv":
+            hidden = nn.Linear(level.compression * dim_in, inner)
+            self.net = nn.Sequential(hidden, nn.SiLU(), nn.Linear(inner, level.dim))
+        elif level.compress_type == "mean":
+            self.net = nn.Linear(dim_in, level.dim)
+        else:
+            self.net = ChunkAttention(dim_in, level)
 
     def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
         """`before`, (b at least c-1 d_in), are the embeddings before x; zeros at the beginning of a text."""
         if self.compression > 1:
             reach = self.compression - 1
             x = F.pad(x, (0, 0, reach, 0)) if before is None else torch.cat((before[:, -reach:], x), dim=1)
-            x = rearrange(x.unfold(1, self.compression, self.stride), "b k d c -> b k (c d)")
+            x = rearrange(x.unfold(1, self.compression, self.stride), "b k d c -> b k c d")
+            if self.type == "conv":
+                x = rearrange(x, "b k c d -> b k (c d)")
+            elif self.type == "mean":
+                x = x.mean(dim=2)
         return self.net(x)
+
+
+class ChunkAttention(nn.Module):
+    """The last byte of each chunk asks all of its bytes: chunks (b k c d_in) -> (b k d)."""
+
+    def __init__(self, dim_in: int, level: LevelConfig):
+        super().__init__()
+        inner = level.heads * level.dim_head
+        self.heads = level.heads
+        self.to_q = nn.Linear(dim_in, inner, bias=False)
+        self.to_kv = nn.Linear(dim_in, 2 * inner, bias=False)
+        self.place = nn.Parameter(torch.randn(level.compression, inner) * inner**-0.5)
+        self.attend = Attend()
+        self.to_token = nn.Linear(inner, level.dim)
+
+    def forward(self, chunks: Tensor) -> Tensor:
+        q = rearrange(self.to_q(chunks[:, :, -1]), "b k (h d) -> (b k) h 1 d", h=self.heads)
+        k, v = self.to_kv(chunks).chunk(2, dim=-1)
+        k, v = (rearrange(t, "b k c (h d) -> (b k) h c d", h=self.heads) for t in (k + self.place.to(k), v))
+        out = rearrange(self.attend(q, k, v), "(b k) h 1 d -> b k (h d)", b=len(chunks))
+        return self.to_token(out)
 
 
 def align(t: Tensor, stride: int, to: int, n: int) -> Tensor:

@@ -44,14 +44,16 @@ def claim_run_dir(config: Config, accelerator: Accelerator) -> Path:
 
 
 def check_same_run(now: dict, then: dict, run_dir: Path) -> None:
-    """Raise a ValueError that names each setting by which two configs are not the same run."""
+    """Raise a ValueError that names each setting by which two configs are not the same run.
+
+    Settings that the earlier one does not know, being older than they are, do not count.
+    """
     differences = [
-        f"{section}.{name} is {values.get(name)} here and {then.get(section, {}).get(name)} there"
+        f"{section}.{name} is {values.get(name)} here and {value} there"
         for section, values in now.items()
         if section not in FREE
-        for name in sorted(values)
-        if not (section == "train" and name in FREE_IN_TRAIN)
-        if values.get(name) != then.get(section, {}).get(name)
+        for name, value in then.get(section, {}).items()
+        if not (section == "train" and name in FREE_IN_TRAIN) and values.get(name) != value
     ]
     if differences:
         raise ValueError(f"run_dir: {run_dir} holds another run's config: " + "; ".join(differences))

@@ -28,6 +28,7 @@ def model_configs(draw, max_levels: int = 4, **fixed) -> dict:
         "qk_norm": draw(st.booleans()),
         "ff_mult": draw(st.sampled_from([1, 2.5])),
         "compress_mult": draw(st.sampled_from([1, 2])),
+        "compress_type": [draw(st.sampled_from(["conv", "mean", "attention"])) for _ in range(each)],
         "hierarchies": compressions,
         "hierarchical_stride": strides,
         "window_sizes": windows,

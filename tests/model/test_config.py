@@ -18,6 +18,7 @@ ILLEGAL = [
     ({"depth": (1, 2)}, r"depth: got \[1, 2\]"),
     ({"dim_head": 7}, "dim_head: got 7, allowed: an even number"),
     ({"ff_mult": 0}, "ff_mult: got 0"),
+    ({"compress_type": "magic"}, "compress_type: got magic, allowed: conv, mean or attention"),
     ({"compress_mult": -1}, "compress_mult: got -1"),
     ({"hierarchies": (1, 3)}, r"hierarchies: got \[1, 3\], allowed: one or more distinct powers of two"),
     ({"hierarchies": (1, 1)}, r"hierarchies: got \[1, 1\]"),

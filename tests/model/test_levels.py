@@ -31,10 +31,35 @@ def test_compress_is_a_causal_convolution(c, s, n):
     assert compress(x).shape == (2, ceil(n / s), 6)
 
 
-@given(c=st.sampled_from([2, 4, 8]), s=POWERS, t=st.integers(0, 31))
-def test_an_output_sees_the_bytes_behind_it_and_no_others(c, s, t):
+@given(c=st.sampled_from([2, 4, 8]), s=POWERS, n=st.integers(1, 20), kind=st.sampled_from(["mean", "attention"]))
+def test_compress_by_mean_or_attention_is_that_of_each_chunk(c, s, n, kind):
     s = min(s, c)
-    level = levels_of(hierarchies=(1, c), hierarchical_stride=(1, s))[1]
+    torch.manual_seed(0)
+    options = {"heads": 2, "dim_head": 4, "compress_type": kind}
+    compress = Compress(5, levels_of(hierarchies=(1, c), hierarchical_stride=(1, s), **options)[1])
+    x = torch.randn(1, n, 5)
+    tokens = compress(x)[0]
+    for token, end in zip(tokens, range(0, n, s), strict=True):
+        chunk = F.pad(x[0], (0, 0, c - 1, 0))[end : end + c]
+        if kind == "mean":
+            expected = compress.net(chunk.mean(0))
+        else:
+            attention = compress.net
+            keys, values = attention.to_kv(chunk).chunk(2, dim=-1)
+            q, keys, values = (
+                t.unflatten(-1, (2, 4)) for t in (attention.to_q(chunk[-1]), keys + attention.place, values)
+            )
+            weights = (torch.einsum("hd,chd->hc", q, keys) / 2).softmax(-1)
+            expected = attention.to_token(torch.einsum("hc,chd->hd", weights, values).flatten())
+        torch.testing.assert_close(token, expected)
+
+
+@given(
+    c=st.sampled_from([2, 4, 8]), s=POWERS, t=st.integers(0, 31), kind=st.sampled_from(["conv", "mean", "attention"])
+)
+def test_an_output_sees_the_bytes_behind_it_and_no_others(c, s, t, kind):
+    s = min(s, c)
+    level = levels_of(hierarchies=(1, c), hierarchical_stride=(1, s), compress_type=kind)[1]
     compress = Compress(5, level).double()
     x = torch.randn(1, 32, 5, dtype=torch.float64)
     changed = x.clone()
