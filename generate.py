@@ -59,9 +59,9 @@ def main(argv: list[str] | None = None) -> None:
             stop=tuple((args.stop or "").encode()),
             **{name: getattr(args, name) for name in SAMPLING},
         )
-    if args.num_samples == 1 and not args.json:
-        return write_as_it_comes(args.prompt, tokens)
-    new = list(tokens)
+        if args.num_samples == 1 and not args.json:
+            return write_as_it_comes(args.prompt, tokens)
+        new = list(tokens)
     for row in torch.stack(new, dim=1) if new else prompt[:, :0]:
         text = to_text(row)
         line = {"prompt": args.prompt, "text": text, "bytes": row.tolist(), "seed": args.seed}

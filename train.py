@@ -24,7 +24,7 @@ from training.evaluation import bits_per_byte, window_nats
 from training.files import write_text
 from training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from training.run_dir import StopSignal, claim_run_dir
-from training.summary import count_parameters, flops_per_byte, human
+from training.summary import attention_kernels, count_parameters, flops_per_byte, human, model_card
 from training.trackers import MetricsFile, start_wandb
 
 
@@ -126,6 +126,7 @@ def main(argv: list[str] | None = None) -> None:
             pending[-1]["validation_bits_per_byte"] = score
             if score < state.best_bits_per_byte:
                 state.best_bits_per_byte = score
+                accelerator.unwrap_model(model).card = model_card(config, str(corpus.source), state.step, score)
                 save_best_model(accelerator, model, run_dir)
             accelerator.print(f"step {state.step}: validation {score:.4f} bits per byte", flush=True)
         if (train.sample_every and state.step % train.sample_every == 0) or at_end:
@@ -195,6 +196,7 @@ def introduce(config: Config, accelerator: Accelerator, model: HierarchicalTrans
     print(f"precision   {'float32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}")
     print(f"corpus      {corpus.name}: {sizes} bytes, from {corpus.source}")
     print(f"parameters  {sum(parts.values()):,}: " + ", ".join(f"{name} {size:,}" for name, size in parts.items()))
+    print(f"attention   {attention_kernels(config.model, accelerator.device.type)}")
     print(f"compute     {human(3 * flops)}FLOPs to train on a byte ({human(flops)}forward)")
     print(
         f"run         {train.max_steps:,} steps of {sequences} × {config.model.seq_len} bytes, in {config.run_dir}",

@@ -1,14 +1,15 @@
 """Scaled dot-product attention: which keys a query sees, and which kernel computes it."""
 
+from functools import cache, lru_cache
+from math import ceil
+
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-# Every fused kernel first; MATH alone takes what the others refuse.
-FUSED = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-BLOCK = 64  # a window's queries go through the kernel in blocks of at least this many
+BLOCK = 64  # a window's queries go through SDPA in blocks of at least this many
 
 
 class Attend(nn.Module):
@@ -37,34 +38,39 @@ class Attend(nn.Module):
         self.use_flash_attn = use_flash_attn
         self.window_size = window_size
 
+    def kernel(self, queries: int, keys: int, dim_head: int, device: str) -> str:
+        """What computes so many queries over so many keys on a type of device: plain, sdpa, flex or block-local."""
+        if not self.use_flash_attn:
+            return "plain"
+        if self.window_size is None or self.window_size >= keys or queries != keys:
+            return "sdpa"
+        return "flex" if device == "cuda" and dim_head >= 16 else "block-local"  # flex's least width
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         queries, keys = q.shape[-2], k.shape[-2]
+        kernel = self.kernel(queries, keys, q.shape[-1], q.device.type)
+        if kernel == "flex":
+            return compiled_flex()(q, k, v, window_blocks(keys, self.window_size, q.device), mask)
+        if kernel == "block-local":
+            return block_local_attention(q, k, v, self.window_size, mask)
         window = self.window_size if self.window_size is not None and self.window_size < keys else None
-
-        if not self.use_flash_attn:
-            return plain_attention(q, k, v, visible_keys(queries, keys, q.device, self.causal, window, mask))
-        if window is not None and queries == keys:
-            return windowed_attention(q, k, v, window, mask)
-        if mask is None and window is None and self.causal and queries == keys:
-            with sdpa_kernel(FUSED):
-                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
-        causal = self.causal and queries > 1  # a single query is the last of all: it sees every key
-        if causal or mask is not None or window is not None:
-            mask = visible_keys(queries, keys, q.device, causal, window, mask)
-        return fused_attention(q, k, v, mask)
+        causal = self.causal and (queries > 1 or window is not None)  # a single query, the last, sees every key
+        if kernel == "plain":
+            return plain_attention(q, k, v, visible_keys(queries, keys, q.device, causal, window, mask))
+        if causal and queries == keys and mask is None:
+            return sdpa(q, k, v, is_causal=True)
+        return masked_attention(q, k, v, visible_keys(queries, keys, q.device, causal, window, mask))
 
 
 def visible_keys(
-    queries: int, keys: int, device, causal: bool = True, window: int | None = None, mask: Tensor | None = None
+    queries: int, keys: int, device: torch.device, causal: bool, window: int | None, mask: Tensor | None
 ) -> Tensor | None:
     """Which of the keys each of the last `queries` positions may see: bool, broadcastable to (b 1 i j); None = all."""
     visible = None if mask is None else rearrange(mask, "b j -> b 1 1 j")
-    if causal or window is not None:
+    if causal:
         query = rearrange(torch.arange(keys - queries, keys, device=device), "i -> i 1")
         key = torch.arange(keys, device=device)
-        seen = key <= query
-        if window is not None:
-            seen = seen & (key > query - window)
+        seen = (key <= query) & (key > query - (window or keys))
         visible = seen if visible is None else visible & seen
     return visible
 
@@ -82,25 +88,27 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> 
     return einsum(weights.to(v.dtype), v, "b h i j, b h j d -> b h i d")
 
 
-def fused_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """`plain_attention` through PyTorch's kernels, which leave rows that see nothing undefined."""
+def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, is_causal: bool = False) -> Tensor:
+    """PyTorch's kernels, whichever of them fits."""
     gqa = q.shape[1] != k.shape[1]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=is_causal, enable_gqa=gqa)
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+    """`sdpa`, which leaves rows that see nothing undefined, with zeros for them."""
     if visible is None:
-        with sdpa_kernel(FUSED):
-            return F.scaled_dot_product_attention(q, k, v, enable_gqa=gqa)
+        return sdpa(q, k, v)
     blind = ~visible.any(dim=-1, keepdim=True)
-    with sdpa_kernel(FUSED):
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible | blind, enable_gqa=gqa)
-    return out.masked_fill(blind, 0.0)
+    return sdpa(q, k, v, visible | blind).masked_fill(blind, 0.0)
 
 
-def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) -> Tensor:
+def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) -> Tensor:
     """Causal attention over exactly `window` keys in time and memory that grow with n · window, never n².
 
     The queries of a block see the keys of their own block and the `window` keys before it, masked to the exact window.
     Blocks stand in the batch axis and everything else in the heads, so that one mask per block serves all of them.
     """
-    batch, n, device = q.shape[0], q.shape[-2], q.device
+    batch, heads, n, _ = q.shape
     block = max(window, BLOCK)
     padding = -n % block
     q = rearrange(F.pad(q, (0, 0, 0, padding)), "b h (m i) d -> m (b h) i d", i=block)
@@ -108,18 +116,45 @@ def windowed_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tenso
     k, v = (rearrange(t, "b h m d j -> m (b h) j d") for t in (k, v))
 
     # A key's index counts from `window` before its block. Block 0 has nothing there but padding.
-    first = torch.arange(len(q), device=device).mul(block)
-    exists = rearrange(first, "m -> m 1 1 1") + torch.arange(window + block, device=device) >= window
-    query = rearrange(torch.arange(window, window + block, device=device), "i -> i 1")
-    key = torch.arange(window + block, device=device)
+    key = torch.arange(window + block, device=q.device)
+    query = rearrange(key[window:], "i -> i 1")
+    exists = rearrange(torch.arange(len(q), device=q.device) * block, "m -> m 1 1 1") + key >= window
     visible = exists & (key <= query) & (key > query - window)
     if mask is None:
-        # every query sees itself, so that no row is blind
-        with sdpa_kernel(FUSED):
-            out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1])
+        out = sdpa(q, k, v, visible)  # every query sees itself, so that no row is blind
     else:
-        heads = q.shape[1] // batch
         mask = F.pad(mask, (window, padding)).unfold(-1, window + block, block)
-        visible = visible & mask.repeat_interleave(heads, dim=0).transpose(0, 1).unsqueeze(-2)
-        out = fused_attention(q, k, v, visible)
+        out = masked_attention(q, k, v, visible & mask.repeat_interleave(heads, dim=0).transpose(0, 1).unsqueeze(-2))
     return rearrange(out, "m (b h) i d -> b h (m i) d", b=batch)[..., :n, :]
+
+
+def flex_window_attention(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask, mask: Tensor | None) -> Tensor:
+    """The same through flex attention (arXiv 2412.05496), which skips the blocks that a window does not reach."""
+
+    def hide_padding(score, b, h, i, j):
+        return torch.where(mask[b, j], score, -float("inf"))
+
+    gqa = q.shape[1] != k.shape[1]
+    return flex_attention(q, k, v, None if mask is None else hide_padding, block_mask=blocks, enable_gqa=gqa)
+
+
+@cache
+def compiled_flex():
+    """Flex attention is only fast when compiled, which waits until a GPU asks for it."""
+    return torch.compile(flex_window_attention)
+
+
+@torch.compiler.disable  # inductor takes a block mask as an input, and stumbles where it sees it made
+@lru_cache(maxsize=32)
+def window_blocks(n: int, window: int, device: torch.device, size: int = 128) -> BlockMask:
+    """Which blocks of keys each block of n queries reaches, kept for the steps to come; n² / size² small integers."""
+    row = torch.arange(ceil(n / size), device=device, dtype=torch.int32)
+    first = (row * size - window + 1).clamp(min=0) // size
+    indices = (rearrange(first, "i -> i 1") + row).clamp(max=len(row) - 1)
+    return BlockMask.from_kv_blocks(
+        rearrange(row - first + 1, "i -> 1 1 i"),
+        rearrange(indices, "i j -> 1 1 i j"),
+        BLOCK_SIZE=size,
+        mask_mod=lambda b, h, i, j: (j <= i) & (j > i - window),
+        seq_lengths=(n, n),
+    )

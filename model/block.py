@@ -6,23 +6,21 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.attend import Attend
-from model.cache import BlockCache, KeyValues
+from model.cache import Cache, KeyValues, after_past
 from model.config import LevelConfig, ModelConfig
 from model.rotary import rotate
 
 
-def token_shift(x: Tensor, chains: int = 1, tail: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Take the second half of the channels from the token before in the same chain (RWKV, arXiv 2305.13048).
+class TokenShift(nn.Module):
+    """The second half of x's channels (b n d) from the token before in the same chain (RWKV, arXiv 2305.13048)."""
 
-    Returns x (b n d) shifted, and the tail (b chains d/2) that the tokens to come will take theirs from. Without the
-    tail of earlier tokens, the first ones take zeros.
-    """
-    here, before = x.chunk(2, dim=-1)
-    if tail is None:
-        tail = before.new_zeros(len(x), chains, before.shape[-1])
-    before = torch.cat((tail, before), dim=1)
-    n = x.shape[1]
-    return torch.cat((here, before[:, :n]), dim=-1), before[:, n:]
+    def __init__(self, chains: int):
+        super().__init__()
+        self.chains = chains
+
+    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
+        here, before = x.chunk(2, dim=-1)
+        return torch.cat((here, after_past(before, self.chains, cache, self)[:, : x.shape[1]]), dim=-1)
 
 
 class Attention(nn.Module):
@@ -34,28 +32,26 @@ class Attention(nn.Module):
 
     def __init__(self, level: LevelConfig, use_flash_attn: bool, qk_norm: bool):
         super().__init__()
-        inner = level.heads * level.dim_head
-        self.heads = (level.heads, level.kv_heads, level.kv_heads)
-        self.chains = level.chains
+        self.heads, self.kv_heads, self.window, self.chains = level.heads, level.kv_heads, level.window, level.chains
+        turned = level.heads + level.kv_heads
         self.norm = nn.RMSNorm(level.dim)
-        self.to_qkv = nn.Linear(level.dim, sum(self.heads) * level.dim_head, bias=False)
-        self.norm_q, self.norm_k = (nn.RMSNorm(level.dim_head) if qk_norm else None for _ in range(2))
+        self.to_qkv = nn.Linear(level.dim, (turned + level.kv_heads) * level.dim_head, bias=False)
+        self.qk_gain = nn.Parameter(torch.ones(turned, 1, level.dim_head)) if qk_norm else None
         self.attend = Attend(causal=True, use_flash_attn=use_flash_attn, window_size=level.window)
-        self.to_out = nn.Linear(inner, level.dim, bias=False)
+        self.to_out = nn.Linear(level.heads * level.dim_head, level.dim, bias=False)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: KeyValues | None = None) -> Tensor:
-        qkv = rearrange(self.to_qkv(self.norm(x)), "b n (h d) -> b h n d", h=sum(self.heads))
-        q, k, v = qkv.split(self.heads, dim=1)
-        if self.norm_q is not None:
-            q, k = (norm(t.to(norm.weight)).type_as(t) for norm, t in ((self.norm_q, q), (self.norm_k, k)))
-        q_table, k_table = rotary
-        q, k = rotate(q, q_table), rotate(k, k_table)
-        if cache is not None and cache.count:
-            out = self.attend(q, *cache.append(k, v))
+    def forward(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:
+        qkv = rearrange(self.to_qkv(self.norm(x)), "b n (h d) -> b h n d", h=self.heads + 2 * self.kv_heads)
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        if self.qk_gain is not None:
+            qk = (F.rms_norm(qk.float(), qk.shape[-1:]) * self.qk_gain).type_as(qk)
+        q, k = rotate(qk, rotary).split((self.heads, self.kv_heads), dim=1)
+        if cache is not None and self in cache:
+            out = self.attend(q, *cache[self].append(k, v))
         else:
-            if cache is not None:
-                cache.fill(k, v)
             out = self.attend_chains(q, k, v)
+            if cache is not None:
+                cache[self] = KeyValues(k, v, self.window, self.chains)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
     def attend_chains(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -84,19 +80,16 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer of one level over x (b n d) -> (b n d)."""
+    """One layer of one level over x (b n d) -> (b n d); a window of 0 leaves the attention out."""
 
     def __init__(self, level: LevelConfig, config: ModelConfig):
         super().__init__()
-        self.chains = level.chains
         self.attn = Attention(level, config.use_flash_attn, config.qk_norm) if level.window > 0 else None
         self.ff = FeedForward(level)
+        self.shifts = nn.ModuleList(TokenShift(level.chains) for _ in range(2))
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rotary: tuple[Tensor, Tensor], cache: BlockCache | None = None) -> Tensor:
-        before = cache or BlockCache(keys=None)
+    def forward(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:
         if self.attn is not None:
-            shifted, before.before_attn = token_shift(x, self.chains, before.before_attn)
-            x = x + self.dropout(self.attn(shifted, rotary, before.keys))
-        shifted, before.before_ff = token_shift(x, self.chains, before.before_ff)
-        return x + self.dropout(self.ff(shifted))
+            x = x + self.dropout(self.attn(self.shifts[0](x, cache), rotary, cache))
+        return x + self.dropout(self.ff(self.shifts[1](x, cache)))

@@ -1,34 +1,41 @@
-"""What generation remembers, so that no byte is ever computed twice: a cache for each level and layer.
+"""What generation remembers, so that no byte is ever computed twice.
 
-The first call of a model with an empty cache is the prefill, an ordinary forward pass that leaves its state behind.
-Each later call brings one byte, at which a level computes only when its stride comes round; in between, its last output
-stands in, as it does in the full pass.
+The first pass with an empty cache is the prefill, an ordinary forward pass that leaves its state behind. Each later one
+brings one byte, at which a level computes only when its stride comes round; in between, its last output stands in.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Hashable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from model.config import LevelConfig
+
+class Cache(dict):
+    """State after `length` bytes of each row of a batch: each module of the model keeps its own, under itself."""
+
+    length = 0
+
+
+def after_past(t: Tensor, reach: int, cache: Cache | None, key: Hashable) -> Tensor:
+    """Tokens t (b n d) behind the `reach` tokens before them, zeros before the first one: (b reach+n d)."""
+    past = cache.get(key) if cache is not None else None
+    t = F.pad(t, (0, 0, reach, 0)) if past is None else torch.cat((past, t), dim=1)
+    if cache is not None:
+        cache[key] = t[:, t.shape[1] - reach :]
+    return t
 
 
 class KeyValues:
     """Rotated keys and values of the last `window` outputs of each chain: a ring of slots (b h window·chains d).
 
-    Output k lies in slot k modulo the ring's size, a multiple of the chains, so that a chain is every so-manyth
-    slot. Attention does not care for the order of its keys.
+    Output k lies in slot k modulo the ring's size, a multiple of the chains, so that a chain is every so-manyth slot.
+    Attention does not care for the order of its keys. Begins with what the first n outputs leave behind (b h n d).
     """
 
-    def __init__(self, window: int, chains: int):
-        self.window, self.chains = window, chains
-        self.size = window * chains
-        self.count = 0  # outputs seen
-        self.ring: tuple[Tensor, Tensor] | None = None
-
-    def fill(self, k: Tensor, v: Tensor) -> None:
-        """Keep what the first n outputs leave behind: k and v are (b h n d)."""
-        self.count = k.shape[-2]
+    def __init__(self, k: Tensor, v: Tensor, window: int, chains: int):
+        self.window, self.chains, self.size = window, chains, window * chains
+        self.count = k.shape[-2]  # outputs seen
         kept = torch.arange(max(0, self.count - self.size), self.count, device=k.device)
         self.ring = tuple(t.new_zeros(*t.shape[:2], self.size, t.shape[-1]) for t in (k, v))
         for ring, t in zip(self.ring, (k, v), strict=True):
@@ -40,43 +47,5 @@ class KeyValues:
         seen = min(self.count // self.chains + 1, self.window)
         self.count += 1
         for ring, t in zip(self.ring, (k, v), strict=True):
-            ring[:, :, slot : slot + 1] = t
-        keys, values = (ring[:, :, chain :: self.chains][:, :, :seen] for ring in self.ring)
-        return keys, values
-
-
-@dataclass
-class BlockCache:
-    """One layer of one level: its keys and values, and the tails of its two token shifts."""
-
-    keys: KeyValues
-    before_attn: Tensor | None = None
-    before_ff: Tensor | None = None
-
-
-@dataclass
-class LevelCache:
-    """One level: its layers, and where xpos counts from."""
-
-    blocks: dict[int, BlockCache]  # by layer
-    origin: int = 0
-
-
-@dataclass
-class Cache:
-    """State of a model after `length` bytes of each row of a batch; made by `Cache.empty(model.config)`."""
-
-    levels: list[LevelCache]
-    merges: list[dict[int, tuple[Tensor, Tensor]]]  # each layer's last projection of each level
-    logits: dict[int, Tensor] = field(default_factory=dict)  # each predicting level's last share
-    before: Tensor | None = None  # embeddings of the last bytes, as far back as a compression reaches
-    length: int = 0
-
-    @classmethod
-    def empty(cls, levels: tuple[LevelConfig, ...], layers: int) -> "Cache":
-        """Nothing seen yet."""
-        states = [
-            LevelCache({layer: BlockCache(KeyValues(level.window, level.chains)) for layer in level.layers})
-            for level in levels
-        ]
-        return cls(states, merges=[{} for _ in range(layers)])
+            ring[:, :, slot] = t[:, :, 0]
+        return tuple(ring[:, :, chain :: self.chains][:, :, :seen] for ring in self.ring)

@@ -1,9 +1,46 @@
 """What a model is made of, checked once, before anything is built. Imports nothing heavy, so that `--help` is quick."""
 
 from dataclasses import dataclass, fields
-from math import ceil
+from math import ceil, isfinite
 
-LOSS_WEIGHTS = ("recon_loss_weight", "prophet_loss_weight", "next_latent_loss_weight", "quantizer_loss_weight")
+LOSS_WEIGHTS = {  # by the name of the loss
+    "reconstruction": "recon_loss_weight",
+    "prophet": "prophet_loss_weight",
+    "next_latent": "next_latent_loss_weight",
+    "quantizer": "quantizer_loss_weight",
+}
+
+
+def is_int(value, low: int) -> bool:
+    """Whether value is an integer, at least low."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def is_power_of_two(value) -> bool:
+    """Whether value is 1, 2, 4, …"""
+    return is_int(value, 1) and value & (value - 1) == 0
+
+
+def is_number(value) -> bool:
+    """Whether value is a finite number."""
+    return isinstance(value, (int, float)) and isfinite(value)
+
+
+# What each level's value of an argument may be: in words, and as a test of the value v on a level of compression c.
+PER_LEVEL = {
+    "dim": ("at least 2", lambda v, c: is_int(v, 2)),
+    "depth": ("at least 1", lambda v, c: is_int(v, 1)),
+    "dim_head": ("an even number, at least 2", lambda v, c: is_int(v, 2) and v % 2 == 0),
+    "heads": ("at least 1", lambda v, c: is_int(v, 1)),
+    "kv_heads": ("null, or at least 1", lambda v, c: v is None or is_int(v, 1)),
+    "ff_mult": ("above 0", lambda v, c: is_number(v) and v > 0),
+    "compress_type": ("conv, mean or attention", lambda v, c: v in ("conv", "mean", "attention")),
+    "compress_mult": ("above 0", lambda v, c: is_number(v) and v > 0),
+    "hierarchical_stride": (
+        "a power of two from 1 to the level's compression",
+        lambda v, c: is_power_of_two(v) and v <= c,
+    ),
+} | {name: ("0 or above", lambda v, c: is_number(v) and v >= 0) for name in LOSS_WEIGHTS.values()}
 
 
 @dataclass(frozen=True)
@@ -13,12 +50,12 @@ class LevelConfig:
     compression: int
     stride: int
     dim: int
-    heads: int
     dim_head: int
-    ff_mult: float
-    compress_mult: float
-    compress_type: str
+    heads: int
     kv_heads: int
+    ff_mult: float
+    compress_type: str
+    compress_mult: float
     layers: tuple[int, ...]  # those that it takes part in
     window: int  # keys a query sees, itself included, along its own chain; 0 = no attention
 
@@ -88,65 +125,48 @@ class ModelConfig:
     """attention through PyTorch's fused kernels; false takes the plain path, for reference"""
 
     def __post_init__(self):
-        for field in fields(self):  # JSON gives lists
-            if isinstance(getattr(self, field.name), list):
-                object.__setattr__(self, field.name, tuple(getattr(self, field.name)))
-        problems = _Problems()
-        hierarchies = self.per_level("hierarchies")
+        for name, value in vars(self).items():
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)  # JSON gives lists
+        problems = []
 
-        power_of_two = all(_is_int(c) and c >= 1 and c & (c - 1) == 0 for c in hierarchies)
-        distinct = len(set(hierarchies)) == len(hierarchies) > 0
-        problems.check("hierarchies", self.hierarchies, power_of_two and distinct, "one or more distinct powers of two")
-        if problems:
-            problems.raise_all()
+        def check(name: str, fits: bool, allowed: str) -> bool:
+            if not fits:
+                problems.append(f"{name}: got {self.to_dict()[name]}, allowed: {allowed}")
+            return fits
 
-        def per_level(name, allowed, is_legal):
+        def check_levels(name: str, allowed: str, is_legal) -> None:
             values, n = self.per_level(name), len(hierarchies)
-            allowed = f"{allowed}; one for all or one for each of the {n} hierarchies {list(hierarchies)}"
             fits = len(values) == n and all(map(is_legal, values, hierarchies))
-            problems.check(name, getattr(self, name), fits, allowed)
+            check(name, fits, f"{allowed}; one for all or one for each of the {n} hierarchies {list(hierarchies)}")
 
-        def positive(v, _):
-            return _is_int(v) and v >= 1
-
-        problems.check("num_tokens", self.num_tokens, _is_int(self.num_tokens) and self.num_tokens >= 2, "at least 2")
-        seq_len_fits = positive(self.seq_len, 1) and self.seq_len >= max(hierarchies)
-        problems.check("seq_len", self.seq_len, seq_len_fits, f"at least the largest compression, {max(hierarchies)}")
-        per_level("dim", "at least 2", lambda v, _: _is_int(v) and v >= 2)
-        per_level("depth", "at least 1", positive)
-        per_level("heads", "at least 1", positive)
-        per_level("kv_heads", "null, or at least 1", lambda v, _: v is None or positive(v, _))
-        per_level("dim_head", "an even number, at least 2", lambda v, _: _is_int(v) and v >= 2 and v % 2 == 0)
-        for name in ("ff_mult", "compress_mult"):
-            per_level(name, "above 0", lambda v, _: isinstance(v, (int, float)) and v > 0)
-        per_level("compress_type", "conv, mean or attention", lambda v, _: v in ("conv", "mean", "attention"))
-        per_level(
-            "hierarchical_stride",
-            "a power of two from 1 to the level's compression",
-            lambda s, c: _is_int(s) and 1 <= s <= c and s & (s - 1) == 0,
-        )
-        if seq_len_fits:
-            per_level(
-                "window_sizes",
-                "null, or 0 to seq_len / compression = "
-                + ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies),
-                lambda w, c: w is None or (_is_int(w) and 0 <= w <= self.seq_len // c),
-            )
-        known = self.predict_hierarchy is None or self.predict_hierarchy in hierarchies
-        problems.check("predict_hierarchy", self.predict_hierarchy, known, f"null or one of {list(hierarchies)}")
-        for name in LOSS_WEIGHTS:
-            per_level(name, "0 or above", lambda v, _: isinstance(v, (int, float)) and v >= 0)
-        problems.check("num_rollouts", self.num_rollouts, positive(self.num_rollouts, 1), "at least 1")
-        problems.check("dropout", self.dropout, 0 <= self.dropout < 1, "0 to below 1")
-        problems.raise_all()
-
-        shared = all(h % (kv or h) == 0 for h, kv in zip(*map(self.per_level, ("heads", "kv_heads")), strict=True))
-        problems.check("kv_heads", self.kv_heads, shared, f"divisors of heads = {self.heads}")
-        strides = self.per_level("hierarchical_stride")
-        at_full_rate = 1 in strides if self.predict_use_all_hierarchy else strides[self.predict_index] == 1
-        allowed = "a predicting level of stride 1, since its outputs are the predictions of every byte"
-        problems.check("hierarchical_stride", self.hierarchical_stride, at_full_rate, allowed)
-        problems.raise_all()
+        hierarchies = self.per_level("hierarchies")
+        distinct = len(set(hierarchies)) == len(hierarchies) > 0
+        if check(
+            "hierarchies", distinct and all(map(is_power_of_two, hierarchies)), "one or more distinct powers of two"
+        ):
+            for name, (allowed, is_legal) in PER_LEVEL.items():
+                check_levels(name, allowed, is_legal)
+            check("num_tokens", is_int(self.num_tokens, 2), "at least 2")
+            least = max(hierarchies)
+            if check("seq_len", is_int(self.seq_len, least), f"at least the largest compression, {least}"):
+                most = ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies)
+                allowed = f"null, or 0 to seq_len / compression = {most}"
+                check_levels(
+                    "window_sizes", allowed, lambda w, c: w is None or (is_int(w, 0) and w <= self.seq_len // c)
+                )
+            known = self.predict_hierarchy is None or self.predict_hierarchy in hierarchies
+            check("predict_hierarchy", known, f"null or one of {list(hierarchies)}")
+            check("num_rollouts", is_int(self.num_rollouts, 1), "at least 1")
+            check("dropout", is_number(self.dropout) and 0 <= self.dropout < 1, "0 to below 1")
+        if not problems:
+            shared = all(h % (kv or h) == 0 for h, kv in zip(*map(self.per_level, ("heads", "kv_heads")), strict=True))
+            check("kv_heads", shared, f"divisors of heads = {self.heads}")
+            strides = self.per_level("hierarchical_stride")
+            at_full_rate = 1 in strides if self.predict_use_all_hierarchy else strides[self.predict_index] == 1
+            allowed = "a predicting level of stride 1, since its outputs are the predictions of every byte"
+            check("hierarchical_stride", at_full_rate, allowed)
+        if problems:
+            raise ValueError("; ".join(problems))
 
     def per_level(self, name: str) -> tuple:
         """An argument's value for each level."""
@@ -171,33 +191,18 @@ class ModelConfig:
     @property
     def levels(self) -> tuple[LevelConfig, ...]:
         """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
-        names = ("hierarchies", "hierarchical_stride", "dim", "heads", "dim_head", "ff_mult")
-        names += ("compress_mult", "compress_type", "kv_heads", "depth", "window_sizes")
+        names = ("hierarchies", "hierarchical_stride", "dim", "dim_head", "heads", "kv_heads")
+        names += ("ff_mult", "compress_type", "compress_mult", "depth", "window_sizes")
         levels = []
-        for c, s, dim, heads, *others, kv_heads, depth, window in zip(*map(self.per_level, names), strict=True):
+        for c, s, dim, dim_head, heads, kv_heads, *others, depth, window in zip(
+            *map(self.per_level, names), strict=True
+        ):
             layers = tuple(i for i in range(self.layers) if (i + 1) * depth // self.layers > i * depth // self.layers)
             window = ceil(self.seq_len / c) if window is None else window
-            levels.append(LevelConfig(c, s, dim, heads, *others, kv_heads or heads, layers, window))
+            levels.append(LevelConfig(c, s, dim, dim_head, heads, kv_heads or heads, *others, layers, window))
         return tuple(levels)
 
     def to_dict(self) -> dict:
         """Plain JSON values, one for each argument."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
-
-
-class _Problems(list):
-    """Collects what is wrong, so that a config wrong in three places is told so once."""
-
-    def check(self, name, got, is_legal, allowed):
-        if not is_legal:
-            got = list(got) if isinstance(got, tuple) else got
-            self.append(f"{name}: got {got}, allowed: {allowed}")
-
-    def raise_all(self):
-        if self:
-            raise ValueError("; ".join(self))
-
-
-def _is_int(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -8,11 +8,12 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from model.attend import Attend
+from model.cache import Cache
 from model.config import LevelConfig
 
 
 class Compress(nn.Module):
-    """Bytes' embeddings (b n d_in) to a level's first tokens (b ⌈n/s⌉ d), by the bytes ks - c + 1 … ks for token k.
+    """Bytes' embeddings to a level's first tokens, token k (from 0) by the bytes ks - c + 1 … ks: (b ⌈n/s⌉ d).
 
     Every position t ≥ ks may read it. By convolution: of kernel c and stride s, a SiLU and a linear map, the first one
     written as one matrix product over chunks. By mean: of the chunk, and a linear map. By attention: `ChunkAttention`.
@@ -25,18 +26,15 @@ class Compress(nn.Module):
         if level.compression == 1:
             self.net = nn.Linear(dim_in, level.dim, bias=False) if dim_in != level.dim else nn.Identity()
         elif level.compress_type == "conv":
-            hidden = nn.Linear(level.compression * dim_in, inner)
-            self.net = nn.Sequential(hidden, nn.SiLU(), nn.Linear(inner, level.dim))
-        elif level.compress_type == "mean":
-            self.net = nn.Linear(dim_in, level.dim)
+            first, last = nn.Linear(level.compression * dim_in, inner), nn.Linear(inner, level.dim)
+            self.net = nn.Sequential(first, nn.SiLU(), last)
         else:
-            self.net = ChunkAttention(dim_in, level)
+            self.net = nn.Linear(dim_in, level.dim) if level.compress_type == "mean" else ChunkAttention(dim_in, level)
 
-    def forward(self, x: Tensor, before: Tensor | None = None) -> Tensor:
-        """`before`, (b at least c-1 d_in), are the embeddings before x; zeros at the beginning of a text."""
+    def forward(self, x: Tensor, n: int) -> Tensor:
+        """The last n of the embeddings x (b at least c-1+n d_in) are compressed, the others are the past of them."""
+        x = x[:, x.shape[1] - n - self.compression + 1 :]
         if self.compression > 1:
-            reach = self.compression - 1
-            x = F.pad(x, (0, 0, reach, 0)) if before is None else torch.cat((before[:, -reach:], x), dim=1)
             x = rearrange(x.unfold(1, self.compression, self.stride), "b k d c -> b k c d")
             if self.type == "conv":
                 x = rearrange(x, "b k c d -> b k (c d)")
@@ -62,8 +60,7 @@ class ChunkAttention(nn.Module):
         q = rearrange(self.to_q(chunks[:, :, -1]), "b k (h d) -> (b k) h 1 d", h=self.heads)
         k, v = self.to_kv(chunks).chunk(2, dim=-1)
         k, v = (rearrange(t, "b k c (h d) -> (b k) h c d", h=self.heads) for t in (k + self.place.to(k), v))
-        out = rearrange(self.attend(q, k, v), "(b k) h 1 d -> b k (h d)", b=len(chunks))
-        return self.to_token(out)
+        return self.to_token(rearrange(self.attend(q, k, v), "(b k) h 1 d -> b k (h d)", b=len(chunks)))
 
 
 def align(t: Tensor, stride: int, to: int, n: int) -> Tensor:
@@ -73,14 +70,13 @@ def align(t: Tensor, stride: int, to: int, n: int) -> Tensor:
     of two, so one always divides the other.
     """
     if stride > to:
-        t = repeat(t, "b k d -> b (k r) d", r=stride // to)
-        return t[:, : ceil(n / to)]
+        return repeat(t, "b k d -> b (k r) d", r=stride // to)[:, : ceil(n / to)]
     return t[:, :: to // stride]
 
 
 class Merge(nn.Module):
     """What all levels say together, for the levels in `targets`: tokens, one (b ⌈n/s⌉ d) a level, to the same list with
-    the targets' updated.
+    the targets' updated; where a level has none at a step (None), its last one stands in.
 
     Computes linear(SiLU(linear(RMSNorm(concatenation of all levels, aligned)))) and adds each target's share of the
     result. The first linear map is applied to each level at its own rate and summed after alignment: the same result,
@@ -89,29 +85,24 @@ class Merge(nn.Module):
 
     def __init__(self, levels: tuple[LevelConfig, ...], targets: tuple[int, ...]):
         super().__init__()
-        self.strides = [level.stride for level in levels]
-        self.dims = [level.dim for level in levels]
-        self.targets = targets
-        self.dims_out = [self.dims[i] for i in targets]
+        self.strides, self.dims = [level.stride for level in levels], [level.dim for level in levels]
+        self.targets, self.dims_out = targets, [self.dims[i] for i in targets]
         self.stride = min(self.strides[i] for i in targets)
-        self.norm = nn.RMSNorm(sum(self.dims))
+        self.norm = nn.RMSNorm(sum(self.dims), eps=torch.finfo(torch.float32).eps)
         self.to_hidden = nn.Linear(sum(self.dims), 2 * sum(self.dims_out))
         self.to_out = nn.Linear(2 * sum(self.dims_out), sum(self.dims_out))
 
-    def forward(
-        self, tokens: list[Tensor | None], n: int, last: dict[int, tuple[Tensor, Tensor]] | None = None
-    ) -> list[Tensor | None]:
-        """`last` keeps each level's last projection, for the steps at which it has no token of its own (None)."""
+    def forward(self, tokens: list[Tensor | None], n: int, cache: Cache | None = None) -> list[Tensor | None]:
         hidden = square = 0
-        for i, t in enumerate(tokens):
-            part = last[i] if t is None else self.project(i, t, n)
-            if last is not None:
-                last[i] = tuple(p[:, -1:] for p in part)
-            stride = max(self.strides[i], self.stride)
-            hidden = hidden + align(part[0], stride, self.stride, n)
-            square = square + align(part[1], stride, self.stride, n)
-        eps = torch.finfo(torch.float32).eps
-        hidden = hidden * torch.rsqrt(square / sum(self.dims) + eps) + self.to_hidden.bias
+        for i, (t, stride) in enumerate(zip(tokens, self.strides, strict=True)):
+            part = cache[self, i] if t is None else self.project(i, align(t, stride, max(stride, self.stride), n))
+            if cache is not None:
+                cache[self, i] = tuple(p[:, -1:] for p in part)
+            hidden, square = (
+                whole + align(p, max(stride, self.stride), self.stride, n)
+                for whole, p in zip((hidden, square), part, strict=True)
+            )
+        hidden = hidden * torch.rsqrt(square / sum(self.dims) + self.norm.eps) + self.to_hidden.bias
         updates = self.to_out(F.silu(hidden)).split(self.dims_out, dim=-1)
 
         tokens = list(tokens)
@@ -120,9 +111,7 @@ class Merge(nn.Module):
                 tokens[i] = tokens[i] + align(update, self.stride, self.strides[i], n)
         return tokens
 
-    def project(self, i: int, t: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        """A level's share of the hidden layer and of the squared norm, at its own rate or that of the merge."""
-        if self.strides[i] < self.stride:
-            t = align(t, self.strides[i], self.stride, n)
+    def project(self, i: int, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The share of level i's tokens (b k d) in the hidden layer (b k h), and their squared norm (b k 1)."""
         gain, weight = self.norm.weight.split(self.dims)[i], self.to_hidden.weight.split(self.dims, dim=1)[i]
         return F.linear(t * gain, weight), t.float().square().sum(dim=-1, keepdim=True)

@@ -1,5 +1,6 @@
 """Losses beside the next byte's cross-entropy, each a module of one level that exists only if its weight is not 0."""
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from model.config import LevelConfig
+from model.config import LOSS_WEIGHTS, LevelConfig, ModelConfig
 
 
 class Losses(NamedTuple):
@@ -57,9 +58,8 @@ class NextLatent(nn.Module):
         super().__init__()
         self.level, self.rollouts, dim = level, rollouts, level.dim
         self.summarize = nn.Linear(dim_in, dim) if dim_in != dim else nn.Identity()
-        self.hidden = nn.Sequential(
-            nn.LayerNorm(2 * dim), nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.GELU()
-        )
+        first, second = nn.Linear(2 * dim, dim), nn.Linear(dim, dim)
+        self.hidden = nn.Sequential(nn.LayerNorm(2 * dim), first, nn.GELU(), second, nn.GELU())
         self.to_out = nn.Linear(dim, dim)
 
     def forward(self, embeds: Tensor, ids: Tensor, labels: Tensor, x: Tensor) -> Tensor:
@@ -75,8 +75,7 @@ class NextLatent(nn.Module):
             latent = latent + self.to_out(self.hidden(torch.cat((latent, summary), dim=-1)))
             target = embeds[:, step : step + outputs].detach().float()
             square = F.mse_loss(latent.float(), target, reduction="none").mean(dim=-1)
-            cosine = 1 - F.cosine_similarity(latent.float(), target, dim=-1)
-            error = square.lerp(cosine, self.COSINE)
+            error = square.lerp(1 - F.cosine_similarity(latent.float(), target, dim=-1), self.COSINE)
             loss = loss + (error * torch.as_tensor(-erred).exp()).mean() / self.rollouts
             erred = erred + error.detach()
         return loss
@@ -102,7 +101,27 @@ class Quantizer(nn.Module):
         return (projected @ self.codebook.T).argmax(dim=-1).masked_fill((chunks < 0).any(dim=-1), -1)
 
     def forward(self, embeds: Tensor, ids: Tensor, labels: Tensor, x: Tensor) -> Tensor:
-        codes = self.codes(chunks_ahead(labels, self.level))
+        codes = rearrange(self.codes(chunks_ahead(labels, self.level)), "b k -> (b k)")
         logits = rearrange(self.to_logits(embeds), "b k v -> (b k) v").float()
-        total = F.cross_entropy(logits, rearrange(codes, "b k -> (b k)"), ignore_index=-1, reduction="sum")
+        total = F.cross_entropy(logits, codes, ignore_index=-1, reduction="sum")
         return total / (codes >= 0).sum().clamp(min=1)
+
+
+def build_losses(config: ModelConfig, dim_in: int) -> nn.ModuleDict:
+    """Modules by name and level, where they have a weight; NextLatent alone says something about a level of 1x."""
+    builders = {
+        "reconstruction": partial(Chunks, ahead=False),
+        "prophet": partial(Chunks, ahead=True),
+        "next_latent": partial(NextLatent, rollouts=config.num_rollouts),
+        "quantizer": Quantizer,
+    }
+    losses = nn.ModuleDict()
+    for name, build in builders.items():
+        levels = enumerate(zip(config.levels, config.per_level(LOSS_WEIGHTS[name]), strict=True))
+        modules = {
+            str(i): build(level, config.num_tokens, dim_in)
+            for i, (level, weight) in levels
+            if weight > 0 and (level.compression > 1 or name == "next_latent")
+        }
+        losses.update({name: nn.ModuleDict(modules)} if modules else {})
+    return losses

@@ -1,49 +1,42 @@
 """Rotary positions: attention that knows how far apart two tokens are, and nothing else."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 XPOS_SCALE_BASE = 512  # distance over which xpos fades by one power of its per-channel scale
 
 
 class Rotary(nn.Module):
-    """Turns channel pairs of queries and keys by angles that grow with position (RoPE, arXiv 2104.09864).
+    """Turns pairs of channels, (i, i + d/2), by angles that grow with position (RoPE, arXiv 2104.09864).
 
-    Pairs are (i, i + d/2). With `xpos` queries are also scaled up and keys down with position, so that scores fade with
-    distance (arXiv 2212.10554). Only differences of positions matter, in both.
-
-    Args:
-        dim_head: channels of a head, even.
-        xpos: scale as well as turn.
+    Serves the heads of queries and those of keys together, queries first. With `xpos` queries are also scaled up and
+    keys down with position, so that scores fade with distance (arXiv 2212.10554). Only differences of positions count.
     """
 
-    def __init__(self, dim_head: int, xpos: bool = False, theta: float = 10_000.0):
+    def __init__(self, heads: int, kv_heads: int, dim_head: int, xpos: bool = False, theta: float = 10_000.0):
         super().__init__()
         pair = torch.arange(0, dim_head, 2, dtype=torch.float32)
+        power = torch.tensor([1.0] * heads + [-1.0] * kv_heads) / XPOS_SCALE_BASE
+        self.xpos = xpos
         self.register_buffer("freqs", theta ** (-pair / dim_head), persistent=False)
-        self.register_buffer("scale", (pair + 0.4 * dim_head) / (1.4 * dim_head) if xpos else None, persistent=False)
+        self.register_buffer("scale", (pair + 0.4 * dim_head) / (1.4 * dim_head), persistent=False)
+        self.register_buffer("power", rearrange(power, "h -> h 1 1"), persistent=False)
 
-    def forward(self, positions: Tensor, origin: int = 0) -> tuple[Tensor, Tensor]:
-        """Tables for queries and for keys at `positions` (n): each (2 n d/2), cosines and sines.
+    def forward(self, positions: Tensor, origin: int = 0) -> Tensor:
+        """Cosines and sines at `positions` (n): (2 1 n d/2), or with xpos (2 heads n d/2), which is one at `origin`.
 
-        `origin` is the position at which xpos scales by one. Angles are computed in float64, except on MPS, which has
-        none: a text may become very long.
+        Angles are computed in float64, except on MPS, which has none: a text may become very long.
         """
+        positions = rearrange(positions, "n -> n 1")
         wide = torch.float32 if positions.device.type == "mps" else torch.float64
-        angles = positions.unsqueeze(-1).to(wide) * self.freqs.to(wide)
-        table = torch.stack((angles.cos(), angles.sin())).to(self.freqs)
-        if self.scale is None:
-            return table, table
-        scale = self.fade(positions.unsqueeze(-1) - origin)
-        return table * scale, table / scale
-
-    def fade(self, distance: Tensor | int) -> Tensor:
-        """What xpos multiplies each pair of channels by over a distance: (… d/2)."""
-        return self.scale ** (distance / XPOS_SCALE_BASE)
+        angles = positions.to(wide) * self.freqs.to(wide)
+        table = torch.stack((angles.cos(), angles.sin())).to(self.freqs).unsqueeze(1)
+        return table * self.scale ** (self.power * (positions - origin)) if self.xpos else table
 
 
 def rotate(t: Tensor, table: Tensor) -> Tensor:
-    """Turn t (… n d) by a table (2 n d/2) of `Rotary`; the dtype stays."""
+    """Turn t (b h n d) by a table of `Rotary`; the dtype stays."""
     cos, sin = table
     x, y = t.chunk(2, dim=-1)
     return torch.cat((x * cos - y * sin, x * sin + y * cos), dim=-1).type_as(t)

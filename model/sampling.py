@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.cache import Cache
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -73,24 +75,7 @@ def filter_logits(
     return logits.masked_fill(~keep, float("-inf"))
 
 
-def generate(
-    model,
-    prompt: Tensor,
-    length: int,
-    *,
-    use_cache: bool = True,
-    generator: torch.Generator | None = None,
-    **sampling,
-) -> Tensor:
-    """Continue each row of prompt (b n) by `length` tokens: (b length), the new ones only.
-
-    Takes the options of `stream`. Ends early when every row has met a stop token, which rows that met theirs before
-    repeat.
-    """
-    new = list(stream(model, prompt, length, use_cache=use_cache, generator=generator, **sampling))
-    return torch.stack(new, dim=1) if new else prompt[:, :0]
-
-
+@torch.inference_mode()
 def stream(
     model,
     prompt: Tensor,
@@ -100,36 +85,30 @@ def stream(
     generator: torch.Generator | None = None,
     **sampling,
 ) -> Iterator[Tensor]:
-    """The tokens of `generate` as they come, (b) each.
+    """Continue each row of prompt (b n) by `length` tokens, (b) each as they come; ends early when all rows have.
 
     Args:
         use_cache: never compute a byte twice; without it every byte runs a full pass over all before it.
         generator: where chance comes from, on the CPU; the same state gives the same bytes.
-        sampling: fields of `Sampling`.
+        sampling: fields of `Sampling`. Rows that have met a stop token repeat it.
 
     Raises:
-        ValueError: on an empty prompt, a negative length, or a sampling option out of its range.
+        ValueError: at the first token, on an empty prompt, a negative length, or a sampling option out of its range.
     """
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(f"prompt: got shape {tuple(prompt.shape)}, allowed: (b n) with at least one token")
     if length < 0:
         raise ValueError(f"length: got {length}, allowed: 0 or more")
-    return _stream(model, prompt, length, use_cache, generator, Sampling(**sampling))
-
-
-@torch.inference_mode()
-def _stream(model, ids: Tensor, length: int, use_cache: bool, generator, sampling: Sampling) -> Iterator[Tensor]:
-    was_training = model.training
+    options, ids, fresh, was_training = Sampling(**sampling), prompt, prompt, model.training
     model.eval()
-    cache = model.empty_cache() if use_cache else None
-    stops = torch.tensor(sampling.stop, dtype=torch.long)
+    cache = Cache() if use_cache else None
+    stops = torch.tensor(options.stop, dtype=torch.long)
     seen = torch.zeros(len(ids), model.config.num_tokens, dtype=torch.bool).scatter(1, ids.cpu(), True)
     new, done = None, torch.zeros(len(ids), 1, dtype=torch.bool)
-    fresh = ids
     try:
         for _ in range(length):
             logits = model(fresh, cache=cache)[:, -1].float().cpu()
-            drawn = sampling.draw(logits, seen, generator)
+            drawn = options.draw(logits, seen, generator)
             new = drawn if new is None else torch.where(done, new, drawn)
             yield new[:, 0].to(ids.device)
             done = done | torch.isin(new, stops)
@@ -141,3 +120,9 @@ def _stream(model, ids: Tensor, length: int, use_cache: bool, generator, samplin
                 ids = fresh = torch.cat((ids, fresh), dim=1)
     finally:
         model.train(was_training)
+
+
+def generate(model, prompt: Tensor, length: int, **options) -> Tensor:
+    """The tokens of `stream`, whose options it takes, together: (b length), the new ones only."""
+    new = list(stream(model, prompt, length, **options))
+    return torch.stack(new, dim=1) if new else prompt[:, :0]

@@ -1,24 +1,25 @@
 """The hierarchical transformer: parallel levels of a byte stream, merged after every layer to predict the next byte."""
 
-from contextlib import redirect_stdout
-from functools import partial
+from contextlib import redirect_stdout, suppress
 from io import StringIO
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
 from model.block import Block
-from model.cache import Cache, LevelCache
-from model.config import LevelConfig, ModelConfig
+from model.cache import Cache, after_past
+from model.config import LOSS_WEIGHTS, LevelConfig, ModelConfig
 from model.levels import Compress, Merge, align
-from model.losses import Chunks, Losses, NextLatent, Quantizer
-from model.rotary import Rotary
+from model.losses import Losses, build_losses
+from model.rotary import XPOS_SCALE_BASE, Rotary
 from model.sampling import generate, stream
 
-MAX_XPOS_DISTANCE = 4096  # how far a cache lets positions run from where xpos scales by one
+MAX_XPOS_DISTANCE = 4096  # how far a cache lets positions run from where xpos is one
 
 
 class Level(nn.Module):
@@ -29,33 +30,26 @@ class Level(nn.Module):
         self.chains, self.stride = level.chains, level.stride
         self.compress = Compress(dim_in, level)
         self.norm_in = nn.LayerNorm(level.dim)
-        self.rotary = Rotary(level.dim_head, config.rotary_xpos)
+        self.rotary = Rotary(level.heads, level.kv_heads, level.dim_head, config.rotary_xpos)
         self.blocks = nn.ModuleDict({str(layer): Block(level, config) for layer in level.layers})
 
-    def embed(self, x: Tensor, cache: Cache | None, state: LevelCache | None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """Embeddings (b n d_in) to this level's tokens (b ⌈n/s⌉ d), and the rotary tables of their positions."""
-        tokens = self.compress(x, cache and cache.before)
-        tokens = self.norm_in(tokens.to(x.dtype))  # autocast must not lower the residual stream
+    def embed(self, x: Tensor, n: int, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        """The last n of the embeddings x to tokens (b ⌈n/s⌉ d), and the rotary table of their positions."""
+        tokens = self.norm_in(self.compress(x, n).to(x.dtype))  # autocast must not lower the residual stream
         first = cache.length // self.stride if cache else 0
-        index = torch.arange(first, first + tokens.shape[1], device=x.device)
-        positions = index // self.chains
-        if state is None or not cache.length:
-            origin = tokens.shape[1] // self.chains // 2
-            if state is not None:
-                state.origin = origin
-        else:
-            origin = self.move_origin(state, first // self.chains)
-        return tokens, self.rotary(positions, origin)
+        positions = torch.arange(first, first + tokens.shape[1], device=x.device) // self.chains
+        return tokens, self.rotary(positions, self.origin((first + tokens.shape[1] // 2) // self.chains, cache))
 
-    def move_origin(self, state: LevelCache, position: int) -> int:
-        """Keep xpos's scales near one however long the text: count from here on, and rescale the keys that are kept."""
-        if self.rotary.scale is not None and position - state.origin > MAX_XPOS_DISTANCE:
-            fade = self.rotary.fade(position - state.origin).repeat(2)
-            for block in state.blocks.values():
-                if block.keys.ring is not None:
-                    block.keys.ring[0].mul_(fade)
-            state.origin = position
-        return state.origin
+    def origin(self, position: int, cache: Cache | None) -> int:
+        """Where xpos is one: amid the first pass, later moved along with the keys, so that no long text overflows."""
+        origin = cache.setdefault(self, position) if cache is not None else position
+        if self.rotary.xpos and position - origin > MAX_XPOS_DISTANCE:
+            fade = self.rotary.scale.repeat(2) ** ((position - origin) / XPOS_SCALE_BASE)
+            for block in self.blocks.values():
+                if block.attn is not None:
+                    cache[block.attn].ring[0].mul_(fade)
+            cache[self] = origin = position
+        return origin
 
 
 class HierarchicalTransformer(
@@ -73,26 +67,24 @@ class HierarchicalTransformer(
         ValueError: naming every argument that does not fit, what it got and what is allowed.
     """
 
+    card: str | None = None  # a README, if its maker wrote one: saved, loaded and pushed with the weights
+
     def __init__(self, **kwargs):
         super().__init__()
         self.config = config = ModelConfig(**kwargs)
         self._hub_mixin_config = config.to_dict()  # what save_pretrained writes: every argument, defaults included
-        levels, predicting = config.levels, config.predict_index
-        dim_in = max(level.dim for level in levels)
-        everyone = range(len(levels))
-
-        self.token_emb = nn.Embedding(config.num_tokens, dim_in)
-        self.levels = nn.ModuleList(Level(level, config, dim_in) for level in levels)
-        self.targets = tuple(everyone) if config.hierarchy_merge_all else (predicting,)
-        self.merges = nn.ModuleList(Merge(levels, self.targets) for _ in range(config.layers if len(levels) > 1 else 0))
-
-        # The levels that predict the next byte, and those that must give back their own; only they have a way out.
-        self.heads = tuple(everyone) if config.predict_use_all_hierarchy else (predicting,)
+        levels, everyone, predicting = config.levels, tuple(range(len(config.levels))), (config.predict_index,)
         self.dims = [level.dim for level in levels]
+        self.targets = everyone if config.hierarchy_merge_all else predicting
+        self.heads = everyone if config.predict_use_all_hierarchy else predicting
+
+        self.token_emb = nn.Embedding(config.num_tokens, max(self.dims))
+        self.levels = nn.ModuleList(Level(level, config, max(self.dims)) for level in levels)
+        self.merges = nn.ModuleList(Merge(levels, self.targets) for _ in range(config.layers if len(levels) > 1 else 0))
         self.to_logits = nn.Linear(sum(self.dims[i] for i in self.heads), config.num_tokens, bias=False)
-        self.losses = self.build_losses(dim_in)
-        ways_out = {*map(str, self.heads), *(i for losses in self.losses.values() for i in losses)}
-        self.norms = nn.ModuleDict({i: nn.LayerNorm(levels[int(i)].dim) for i in sorted(ways_out)})
+        self.losses = build_losses(config, max(self.dims))
+        read = {*map(str, self.heads), *(i for modules in self.losses.values() for i in modules)}
+        self.norms = nn.ModuleDict({i: nn.LayerNorm(self.dims[int(i)]) for i in sorted(read)})  # only what is read
         self.apply(init_weights)
         for name, weight in self.named_parameters():
             if name.endswith("to_out.weight"):  # what is added to a residual stream begins at nothing
@@ -104,8 +96,8 @@ class HierarchicalTransformer(
         """Logits of the byte after each of ids (b n): (b n num_tokens), where n may be any length.
 
         With `return_loss`, ids is (b n+1): its last n bytes are predicted from its first n, and the weighted sum of the
-        losses comes back as a scalar with the parts as `Losses`. With a cache (`empty_cache`), the first call may bring
-        any number of bytes, and each later one brings one byte, whose logits are those of a full pass over all so far.
+        losses comes back as a scalar with the parts as `Losses`. With a cache, the first call may bring any number of
+        bytes, and each later one brings one byte, whose logits are those of a full pass over all so far.
         """
         if return_loss:
             ids, labels = ids[:, :-1], ids[:, 1:]
@@ -123,89 +115,62 @@ class HierarchicalTransformer(
             for i, module in modules.items():
                 part = module(embeds[i], ids, labels, x)
                 parts[name] = parts.get(name, 0) + part.detach()
-                loss = loss + self.weights[name][int(i)] * part
+                loss = loss + self.config.per_level(LOSS_WEIGHTS[name])[int(i)] * part
         return loss, Losses(**parts)
 
-    def build_losses(self, dim_in: int) -> nn.ModuleDict:
-        """The auxiliary losses by name and level, where they have a weight; NextLatent alone says something at 1x."""
-        config = self.config
-        kinds = {
-            "reconstruction": ("recon_loss_weight", partial(Chunks, ahead=False)),
-            "prophet": ("prophet_loss_weight", partial(Chunks, ahead=True)),
-            "next_latent": ("next_latent_loss_weight", partial(NextLatent, rollouts=config.num_rollouts)),
-            "quantizer": ("quantizer_loss_weight", Quantizer),
-        }
-        self.weights = {name: config.per_level(weight) for name, (weight, _) in kinds.items()}
-        losses = nn.ModuleDict()
-        for name, (_, build) in kinds.items():
-            modules = {
-                str(i): build(level, config.num_tokens, dim_in)
-                for i, level in enumerate(config.levels)
-                if self.weights[name][i] > 0 and (level.compression > 1 or name == "next_latent")
-            }
-            if modules:
-                losses[name] = nn.ModuleDict(modules)
-        return losses
-
     def embed(self, ids: Tensor, cache: Cache | None = None) -> dict[str, Tensor]:
-        """The normed outputs of the levels that predict or reconstruct, by index, for ids (b n): (b ⌈n/s⌉ d) each.
+        """The normed outputs that something reads, by level, for ids (b n): (b ⌈n/s⌉ d) each.
 
-        A level whose stride does not come round at a step has none.
+        With a cache, a level whose stride does not come round has none.
         """
         n = ids.shape[1]
-        step = cache is not None and cache.length > 0
-        if step and n != 1:
+        if cache and n != 1:
             raise ValueError(f"ids: got {n} bytes a row, allowed: 1 when the cache is not empty")
-        x = self.token_emb(ids)
-        states = cache.levels if cache else [None] * len(self.levels)
-        tokens: list[Tensor | None] = [None] * len(self.levels)
-        rotaries = tokens.copy()
+        reach = max(self.config.per_level("hierarchies")) - 1
+        x = after_past(self.token_emb(ids), reach, cache, self.token_emb)
+        due = [not cache or cache.length % level.stride == 0 for level in self.levels]
+        tokens, rotary = [None] * len(due), [None] * len(due)
         for i, level in enumerate(self.levels):
-            if not step or cache.length % level.stride == 0:
-                tokens[i], rotaries[i] = level.embed(x, cache, states[i])
-        if cache is not None:
-            cache.before = self.tail(x, cache.before)
+            if due[i]:
+                tokens[i], rotary[i] = level.embed(x, n, cache)
 
         for layer in range(self.config.layers):
             for i, level in enumerate(self.levels):
-                if tokens[i] is not None and str(layer) in level.blocks:
-                    state = states[i] and states[i].blocks[layer]
-                    tokens[i] = level.blocks[str(layer)](tokens[i], rotaries[i], state)
-            if self.merges and any(tokens[i] is not None for i in self.targets):
-                tokens = self.merges[layer](tokens, n, cache and cache.merges[layer])
-        return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if tokens[int(i)] is not None}
+                if due[i] and str(layer) in level.blocks:
+                    tokens[i] = level.blocks[str(layer)](tokens[i], rotary[i], cache)
+            if self.merges and any(due[i] for i in self.targets):
+                tokens = self.merges[layer](tokens, n, cache)
+        return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if due[int(i)]}
 
     def predict(self, embeds: dict[str, Tensor], n: int, cache: Cache | None = None) -> Tensor:
         """Logits (b n num_tokens) from the outputs of the predicting levels, each mapped at its own rate."""
         logits = 0
         weights = self.to_logits.weight.split([self.dims[i] for i in self.heads], dim=1)
         for i, weight in zip(self.heads, weights, strict=True):
-            part = F.linear(embeds[str(i)], weight) if str(i) in embeds else cache.logits[i]
+            part = F.linear(embeds[str(i)], weight) if str(i) in embeds else cache[self.to_logits, i]
             if cache is not None:
-                cache.logits[i] = part[:, -1:]
+                cache[self.to_logits, i] = part[:, -1:]
             logits = logits + align(part, self.levels[i].stride, 1, n)
         return logits
 
-    def tail(self, x: Tensor, before: Tensor | None) -> Tensor:
-        """Embeddings that the compressions of later bytes still reach, zeros before the first byte."""
-        reach = max(self.config.per_level("hierarchies")) - 1
-        before = x.new_zeros(len(x), reach, x.shape[-1]) if before is None else before
-        return torch.cat((before, x), dim=1)[:, x.shape[1] :]
+    generate, stream = generate, stream
 
-    def empty_cache(self) -> Cache:
-        """A cache for `forward` that has seen nothing."""
-        return Cache.empty(self.config.levels, self.config.layers)
-
-    generate = generate
-    stream = stream
+    def generate_model_card(self, *args, **kwargs) -> ModelCard:
+        """The model's own card, or the hub library's generic one."""
+        return super().generate_model_card(*args, **kwargs) if self.card is None else ModelCard(self.card)
 
     @classmethod
-    def _from_pretrained(cls, strict: bool = True, **kwargs):
+    def _from_pretrained(cls, *, model_id: str, strict: bool = True, **kwargs) -> "HierarchicalTransformer":
         with redirect_stdout(StringIO()):  # the mixin prints a line, and lets weights be missing
-            return super()._from_pretrained(strict=strict, **kwargs)
+            model = super()._from_pretrained(model_id=model_id, strict=strict, **kwargs)
+        readme = Path(model_id, "README.md")
+        with suppress(EntryNotFoundError):
+            if readme.is_file() or not Path(model_id).is_dir():
+                model.card = ModelCard.load(readme if readme.is_file() else model_id).content
+        return model
 
 
-def init_weights(module: nn.Module):
+def init_weights(module: nn.Module) -> None:
     """Linear maps keep the scale of their input; embeddings start small."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)

@@ -1,10 +1,14 @@
 """What will run, counted before it runs."""
 
+from math import ceil
+
 import torch
+import yaml
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import HierarchicalTransformer, ModelConfig
+from model import Attend, HierarchicalTransformer, ModelConfig
+from training.config import Config
 
 
 def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
@@ -32,6 +36,44 @@ def flops_per_byte(config: ModelConfig) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(ids)
     return counter.get_total_flops() / config.seq_len
+
+
+def attention_kernels(config: ModelConfig, device: str) -> str:
+    """What computes the attention of each level at full length on a type of device, in a line."""
+    kernels = []
+    for level in config.levels:
+        attend = Attend(causal=True, use_flash_attn=config.use_flash_attn, window_size=level.window or None)
+        keys = ceil(config.seq_len / level.compression)
+        kernel = attend.kernel(keys, keys, level.dim_head, device) if level.window else "none"
+        kernels.append(f"{level.compression}x {kernel}, {min(level.window, keys)} of {keys} keys")
+    return "; ".join(kernels)
+
+
+def model_card(config: Config, source: str, step: int, score: float) -> str:
+    """A README for the weights of a step, with their validation score in bits per byte and how to make them again."""
+    return f"""---
+license: mit
+library_name: hierarchical-byte-transformer
+tags: [byte-level, hierarchical-transformer]
+---
+
+# A hierarchical byte transformer
+
+Levels {list(config.model.per_level("hierarchies"))} of {config.model.seq_len} bytes, trained on `{config.data.name}`.
+
+| | |
+|---|---|
+| data | {config.data.name}: {source} |
+| split | validation, {config.train.validate_bytes:,} bytes at most, each scored once within {config.model.seq_len} |
+| bits per byte | {score:.4f}, after step {step:,} of {config.train.max_steps:,} |
+| command | `accelerate launch train.py --config config.yaml` |
+
+`config.yaml`:
+
+```yaml
+{yaml.safe_dump(config.to_dict(), sort_keys=False).strip()}
+```
+"""
 
 
 def human(number: float) -> str:

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import Attend
+from model.attend import flex_window_attention, window_blocks
 
 
 def by_hand(q, k, v, causal, window, mask):
@@ -124,8 +125,38 @@ def test_a_window_never_builds_a_square():
     n = 8192
     q, k, v = (torch.randn(1, 1, n, 8, requires_grad=True) for _ in range(3))
     with Watch():
+        window_blocks.__wrapped__(n, 16, q.device)
         Attend(causal=True, use_flash_attn=True, window_size=16)(q, k, v).sum().backward()
     assert largest < n * n / 8  # bytes; one bit for each pair would be as much
+
+
+@pytest.mark.parametrize("kind", ["none", "some", "blind"])
+@pytest.mark.parametrize(("n", "window"), [(5, 1), (64, 4), (128, 127), (129, 2), (300, 64), (300, 129), (700, 200)])
+def test_flex_attention_sees_the_same_window(n, window, kind):
+    """What CUDA runs compiled, here as it is written; CPUs have no gradient for it."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(2, 4, n, 16), torch.randn(2, 2, n, 16), torch.randn(2, 2, n, 16)
+    mask = draw_mask(kind, 2, n)
+    out = flex_window_attention(q, k, v, window_blocks(n, window, q.device), mask)
+    plain = Attend(causal=True, window_size=window)(q, k, v, mask)
+    torch.testing.assert_close(out, plain, atol=1e-5, rtol=0)
+
+
+def test_flex_attention_compiles_with_its_cached_blocks():
+    compiled = torch.compile(flex_window_attention)
+    for n in (200, 330):
+        q, k, v = (torch.randn(1, 2, n, 16) for _ in range(3))
+        out = compiled(q, k, v, window_blocks(n, 40, q.device), None)
+        torch.testing.assert_close(out, Attend(causal=True, window_size=40)(q, k, v), atol=1e-5, rtol=0)
+    assert window_blocks(330, 40, q.device) is window_blocks(330, 40, q.device)
+
+
+def test_the_kernel_follows_from_shapes_and_device():
+    fused = Attend(causal=True, use_flash_attn=True, window_size=8)
+    assert fused.kernel(64, 64, 16, "cuda") == "flex"
+    assert fused.kernel(64, 64, 8, "cuda") == fused.kernel(64, 64, 16, "cpu") == "block-local"
+    assert fused.kernel(8, 8, 16, "cuda") == fused.kernel(1, 64, 16, "cuda") == "sdpa"
+    assert Attend(causal=True, window_size=8).kernel(64, 64, 16, "cuda") == "plain"
 
 
 def test_illegal_windows_are_named():

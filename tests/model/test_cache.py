@@ -3,6 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model import Cache
 from tests.model.strategies import model_configs
 from tests.model.test_transformer import build
 
@@ -14,7 +15,7 @@ def test_cached_logits_are_those_of_the_full_pass(config, data):
     total = 3 * config["seq_len"]
     prefill = data.draw(st.integers(1, total), label="prefill")
     ids = torch.randint(0, 11, (2, total))
-    cache = model.empty_cache()
+    cache = Cache()
     with torch.inference_mode():
         full = model(ids)
         pieces = [model(ids[:, :prefill], cache=cache)]
@@ -36,20 +37,20 @@ def test_generation_is_the_same_without_a_cache(config, length):
 
 def test_xpos_does_not_overflow_however_long_the_text():
     model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8, "rotary_xpos": True})
-    cache = model.empty_cache()
+    cache = Cache()
     ids = torch.randint(0, 256, (1, 9000))
     with torch.inference_mode():
         model(ids[:, :1], cache=cache)
         for t in range(1, 9000):
             logits = model(ids[:, t : t + 1], cache=cache)
         fresh = model(ids[:, -40:])  # further back than the model sees
-    assert cache.levels[0].origin > 4000
+    assert cache[model.levels[0]] > 4000
     torch.testing.assert_close(logits[:, -1], fresh[:, -1], atol=1e-4, rtol=1e-4)
 
 
 def test_a_cache_takes_one_byte_at_a_time():
     model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8})
-    cache = model.empty_cache()
+    cache = Cache()
     model(torch.zeros(1, 3, dtype=torch.long), cache=cache)
     with pytest.raises(ValueError, match="ids: got 2 bytes a row, allowed: 1"):
         model(torch.zeros(1, 2, dtype=torch.long), cache=cache)

@@ -7,10 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import ModelConfig
-from model.block import token_shift
+from model.block import TokenShift
+from model.cache import Cache
 from model.levels import Compress, Merge, align
 
 POWERS = st.sampled_from([1, 2, 4, 8])
+
+
+def compressed(compress, x):
+    """All of x (b n d), with nothing before it."""
+    return compress(F.pad(x, (0, 0, compress.compression - 1, 0)), x.shape[1])
 
 
 def levels_of(**config):
@@ -27,8 +33,8 @@ def test_compress_is_a_causal_convolution(c, s, n):
     first, _, last = compress.net
     kernel = first.weight.unflatten(1, (c, 5)).transpose(1, 2)  # (out in kernel)
     hidden = F.conv1d(F.pad(x.transpose(1, 2), (c - 1, 0)), kernel, first.bias, stride=s)
-    torch.testing.assert_close(compress(x), last(F.silu(hidden.transpose(1, 2))))
-    assert compress(x).shape == (2, ceil(n / s), 6)
+    torch.testing.assert_close(compressed(compress, x), last(F.silu(hidden.transpose(1, 2))))
+    assert compressed(compress, x).shape == (2, ceil(n / s), 6)
 
 
 @given(c=st.sampled_from([2, 4, 8]), s=POWERS, n=st.integers(1, 20), kind=st.sampled_from(["mean", "attention"]))
@@ -38,7 +44,7 @@ def test_compress_by_mean_or_attention_is_that_of_each_chunk(c, s, n, kind):
     options = {"heads": 2, "dim_head": 4, "compress_type": kind}
     compress = Compress(5, levels_of(hierarchies=(1, c), hierarchical_stride=(1, s), **options)[1])
     x = torch.randn(1, n, 5)
-    tokens = compress(x)[0]
+    tokens = compressed(compress, x)[0]
     for token, end in zip(tokens, range(0, n, s), strict=True):
         chunk = F.pad(x[0], (0, 0, c - 1, 0))[end : end + c]
         if kind == "mean":
@@ -64,7 +70,7 @@ def test_an_output_sees_the_bytes_behind_it_and_no_others(c, s, t, kind):
     x = torch.randn(1, 32, 5, dtype=torch.float64)
     changed = x.clone()
     changed[0, t] += 1
-    moved = (compress(x) != compress(changed)).any(-1)[0]
+    moved = (compressed(compress, x) != compressed(compress, changed)).any(-1)[0]
     for k, has_moved in enumerate(moved.tolist()):
         assert has_moved == (k * s - c + 1 <= t <= k * s)
 
@@ -98,10 +104,14 @@ def test_merge_is_two_layers_over_the_normed_concatenation(targets, strides, n):
 
 def test_token_shift_takes_half_from_before_in_the_same_chain():
     x = torch.arange(1.0, 13.0).reshape(1, 3, 4)
-    shifted, tail = token_shift(x)
+    shifted = TokenShift(1)(x)
     assert torch.equal(shifted[..., :2], x[..., :2])
     assert torch.equal(shifted[0, :, 2:], torch.tensor([[0.0, 0.0], [3.0, 4.0], [7.0, 8.0]]))
-    assert torch.equal(tail, x[:, -1:, 2:])
-    shifted, tail = token_shift(x, chains=2)
-    assert torch.equal(shifted[0, :, 2:], torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]]))
-    assert torch.equal(token_shift(x, 2, tail)[0][:, :2, 2:], tail)
+    assert torch.equal(TokenShift(2)(x)[0, :, 2:], torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]]))
+
+
+@given(n=st.integers(1, 9), first=st.integers(1, 9), chains=st.sampled_from([1, 2, 4]))
+def test_token_shift_goes_on_where_its_cache_left_off(n, first, chains):
+    x, shift, cache = torch.randn(2, first + n, 4), TokenShift(chains), Cache()
+    pieces = [shift(x[:, :first], cache)] + [shift(x[:, t : t + 1], cache) for t in range(first, first + n)]
+    assert torch.equal(torch.cat(pieces, dim=1), shift(x))

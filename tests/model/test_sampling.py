@@ -58,7 +58,7 @@ def test_without_options_nothing_is_filtered():
 def test_illegal_options_are_named(options, message):
     arguments = {"prompt": torch.zeros(1, 1, dtype=torch.long), "length": 1} | options
     with pytest.raises(ValueError, match=message):
-        build(SMALL).stream(**arguments)
+        list(build(SMALL).stream(**arguments))
 
 
 def test_streaming_gives_what_generate_returns():

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 from model import HierarchicalTransformer
 from tests.model.strategies import model_configs
@@ -24,7 +25,7 @@ def build(config, seed=0):
     return model
 
 
-@settings(max_examples=60)
+@settings(max_examples=200)
 @given(config=model_configs(), n=st.integers(2, 40), data=st.data())
 def test_no_logit_depends_on_a_later_byte(config, n, data):
     model = build(config)
@@ -57,6 +58,7 @@ def test_a_prefix_predicts_what_the_whole_does(config, n, data):
         torch.testing.assert_close(model(ids[:, :shorter]), model(ids)[:, :shorter], atol=1e-4, rtol=1e-4)
 
 
+@settings(max_examples=200)
 @given(config=model_configs(), n=st.integers(2, 40))
 def test_fused_and_plain_attention_train_alike(config, n):
     fused, plain = (build(config | {"use_flash_attn": flag}).double() for flag in (True, False))
@@ -112,6 +114,31 @@ def test_autocast_computes_the_same_less_exactly(config, n):
     torch.testing.assert_close(loss, exact, atol=0.1, rtol=0.05)
     assert losses.cross_entropy.dtype == torch.float32
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_a_loss_of_weight_0_builds_nothing_and_runs_nothing():
+    with_losses = dict.fromkeys(LOSSES.values(), 0.5)
+    without = build({"hierarchies": (1, 4), "dim": 8, "seq_len": 16, **dict.fromkeys(LOSSES.values(), 0.0)})
+    never = build({"hierarchies": (1, 4), "dim": 8, "seq_len": 16})
+    assert without.state_dict().keys() == never.state_dict().keys()
+    ids, flops = torch.randint(0, 256, (2, 17)), []
+    for model in (never, without, build({"hierarchies": (1, 4), "dim": 8, "seq_len": 16} | with_losses)):
+        with FlopCounterMode(display=False) as counter:
+            model(ids, return_loss=True)[0].backward()
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] < flops[2]
+
+
+def test_a_card_is_saved_loaded_and_saved_again(tmp_path):
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8})
+    model.save_pretrained(tmp_path / "generic")
+    assert "hierarchical-byte-transformer" in (tmp_path / "generic/README.md").read_text()
+    model.card = "---\nlicense: mit\n---\n\nTrained on nothing at all: 8.0 bits per byte."
+    model.save_pretrained(tmp_path / "one")
+    HierarchicalTransformer.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
+    assert "8.0 bits per byte" in (tmp_path / "two/README.md").read_text()
+    (tmp_path / "two/README.md").unlink()
+    assert HierarchicalTransformer.from_pretrained(tmp_path / "two").card is None
 
 
 def test_all_256_bytes_count():
