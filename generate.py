@@ -19,7 +19,7 @@ from data.text import show, to_ids, to_text
 from model import HierarchicalTransformer
 from training.config import Parser, fail, user_errors
 from training.evaluation import bits_per_byte, window_nats
-from training.loading import best_device, load_model
+from training.loading import best_device, lay_out_for_decoding, load_model
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.score is not None:
             text = np.fromfile(args.score, dtype=np.uint8)
             return score(model, text, args)
+        lay_out_for_decoding(model)
         prompt = to_ids(args.prompt).expand(args.num_samples, -1).to(args.device)
         tokens = model.stream(
             prompt,

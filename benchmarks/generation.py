@@ -1,8 +1,8 @@
 """How fast bytes are drawn: `python -m benchmarks.generation`.
 
-Ours with its cache, ours without, and the reference, which runs the whole sequence again for every byte, twice: going on
-from a prompt that fills the context, and from one of half of it to the full context. Then a model of two levels against
-a flat one of equal parameters, both cached. Weights are random: speed does not depend on them. Models without a cache
+Ours with its cache, ours without, and the reference, which runs the whole sequence again for every byte, twice:
+going on from a prompt that fills the context, and from one of half of it to the full context. Then a model of two
+levels against a flat one of equal parameters, both cached. Weights are random: speed does not depend on them. Models without a cache
 are timed on single bytes at contexts spread evenly over those of the whole text, whose mean is theirs.
 """
 
@@ -13,6 +13,7 @@ import torch
 
 from benchmarks.timing import median, spread, table, take_turns
 from model import HierarchicalTransformer
+from training.loading import lay_out_for_decoding
 
 SAME = {"num_tokens": 256, "dim": 256, "depth": 4, "seq_len": 2048, "dim_head": 64, "heads": 4}
 
@@ -34,6 +35,8 @@ def main() -> None:
         **SAME | {"dim": (192, 256), "heads": (3, 4)}, hierarchies=(1, 4), window_sizes=(64, None)
     ).to(device)
     flat = HierarchicalTransformer(**SAME | {"dim": 320, "heads": 5, "depth": 5}).to(device)
+    for model in (ours, stride4, flat):
+        lay_out_for_decoding(model)  # as generate.py does
     text = torch.randint(0, 256, (1, SAME["seq_len"]), device=device)
     half = SAME["seq_len"] - args.length
     spread_out = [half + int((i + 0.5) * args.length / args.samples) for i in range(args.samples)]
