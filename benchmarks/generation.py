@@ -1,9 +1,9 @@
 """How fast bytes are drawn: `python -m benchmarks.generation`.
 
-Ours with its cache, ours without, and the reference, which runs the whole sequence again for every byte, twice:
-going on from a prompt that fills the context, and from one of half of it to the full context. Then a model of two
-levels against a flat one of equal parameters, both cached. Weights are random: speed does not depend on them. Models without a cache
-are timed on single bytes at contexts spread evenly over those of the whole text, whose mean is theirs.
+Ours with its cache, ours without, and the reference, which runs the whole sequence again for every byte, twice: going
+on from a prompt that fills the context, and from one of half of it to the full context. Then a model of two levels
+against a flat one of equal parameters, both cached. Weights are random: speed does not depend on them. Models without a
+cache are timed on single bytes at contexts spread evenly over those of the whole text, whose mean is theirs.
 """
 
 import argparse
