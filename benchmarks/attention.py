@@ -54,7 +54,7 @@ def measure(options: dict, n: int, rounds: int, threads: int) -> dict:
 def slope(results: list[dict], what: str) -> float:
     """Exponent of growth between the middle length and the last one."""
     first, last = results[(len(results) - 1) // 2], results[-1]
-    return log(max(last[what], 1) / max(first[what], 1)) / log(last["n"] / first["n"])
+    return log(last[what] / first[what]) / log(last["n"] / first["n"])
 
 
 def main() -> None:
