@@ -27,25 +27,23 @@ def after_past(t: Tensor, reach: int, cache: Cache | None, key: Hashable) -> Ten
 
 
 class KeyValues:
-    """Rotated keys and values of the last `window` outputs of each chain: a ring of slots (b h window·chains d).
+    """Rotated keys and values of the last `window` outputs of each chain, a ring of slots: (b h chains window d).
 
-    Output k lies in slot k modulo the ring's size, a multiple of the chains, so that a chain is every so-manyth slot.
-    Attention does not care for the order of its keys. Begins with what the first n outputs leave behind (b h n d).
+    Output k lies in slot ⌊k/chains⌋ modulo the window; attention does not care for the order of its keys. Begins with
+    what the first n outputs (b h n d) leave behind.
     """
 
     def __init__(self, k: Tensor, v: Tensor, window: int, chains: int):
-        self.window, self.chains, self.size = window, chains, window * chains
-        self.count = k.shape[-2]  # outputs seen
-        kept = torch.arange(max(0, self.count - self.size), self.count, device=k.device)
-        self.ring = tuple(t.new_zeros(*t.shape[:2], self.size, t.shape[-1]) for t in (k, v))
-        for ring, t in zip(self.ring, (k, v), strict=True):
-            ring[:, :, kept % self.size] = t[:, :, kept]
+        self.window, self.chains, self.count = window, chains, k.shape[-2]  # count: outputs seen
+        kept = torch.arange(max(0, self.count - window * chains), self.count, device=k.device)
+        self.rings = tuple(t.new_zeros(*t.shape[:2], chains, window, t.shape[-1]) for t in (k, v))
+        for ring, t in zip(self.rings, (k, v), strict=True):
+            ring[:, :, kept % chains, kept // chains % window] = t[:, :, kept]
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep one more output (b h 1 d); returns all keys and values that it may see."""
-        slot, chain = self.count % self.size, self.count % self.chains
-        seen = min(self.count // self.chains + 1, self.window)
+        """Keep one more output (b h 1 d); returns all keys and values that it may see (b h j d)."""
+        age, chain = divmod(self.count, self.chains)
         self.count += 1
-        for ring, t in zip(self.ring, (k, v), strict=True):
-            ring[:, :, slot] = t[:, :, 0]
-        return tuple(ring[:, :, chain :: self.chains][:, :, :seen] for ring in self.ring)
+        for ring, t in zip(self.rings, (k, v), strict=True):
+            ring[:, :, chain, age % self.window] = t[:, :, 0]
+        return tuple(ring[:, :, chain, : age + 1] for ring in self.rings)

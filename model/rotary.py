@@ -20,23 +20,25 @@ class Rotary(nn.Module):
         power = torch.tensor([1.0] * heads + [-1.0] * kv_heads) / XPOS_SCALE_BASE
         self.xpos = xpos
         self.register_buffer("freqs", theta ** (-pair / dim_head), persistent=False)
-        self.register_buffer("scale", (pair + 0.4 * dim_head) / (1.4 * dim_head), persistent=False)
+        self.register_buffer("scale", ((pair + 0.4 * dim_head) / (1.4 * dim_head)).repeat(2), persistent=False)
         self.register_buffer("power", rearrange(power, "h -> h 1 1"), persistent=False)
 
     def forward(self, positions: Tensor, origin: int = 0) -> Tensor:
-        """Cosines and sines at `positions` (n): (2 1 n d/2), or with xpos (2 heads n d/2), which is one at `origin`.
+        """Factors of t and of its swapped halves at `positions` (n): (2 1 n d), or (2 heads n d) with xpos, whose scale
+        is one at `origin`.
 
         Angles are computed in float64, except on MPS, which has none: a text may become very long.
         """
         positions = rearrange(positions, "n -> n 1")
         wide = torch.float32 if positions.device.type == "mps" else torch.float64
         angles = positions.to(wide) * self.freqs.to(wide)
-        table = torch.stack((angles.cos(), angles.sin())).to(self.freqs).unsqueeze(1)
+        cos, sin = angles.cos(), angles.sin()
+        table = torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))).to(self.freqs)
+        table = rearrange(table, "t n d -> t 1 n d")
         return table * self.scale ** (self.power * (positions - origin)) if self.xpos else table
 
 
 def rotate(t: Tensor, table: Tensor) -> Tensor:
     """Turn t (b h n d) by a table of `Rotary`; the dtype stays."""
     cos, sin = table
-    x, y = t.chunk(2, dim=-1)
-    return torch.cat((x * cos - y * sin, x * sin + y * cos), dim=-1).type_as(t)
+    return torch.addcmul(t * cos, t.roll(t.shape[-1] // 2, dims=-1), sin).type_as(t)

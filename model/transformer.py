@@ -44,10 +44,10 @@ class Level(nn.Module):
         """Where xpos is one: amid the first pass, later moved along with the keys, so that no long text overflows."""
         origin = cache.setdefault(self, position) if cache is not None else position
         if self.rotary.xpos and position - origin > MAX_XPOS_DISTANCE:
-            fade = self.rotary.scale.repeat(2) ** ((position - origin) / XPOS_SCALE_BASE)
+            fade = self.rotary.scale ** ((position - origin) / XPOS_SCALE_BASE)
             for block in self.blocks.values():
                 if block.attn is not None:
-                    cache[block.attn].ring[0].mul_(fade)
+                    cache[block.attn].rings[0].mul_(fade)
             cache[self] = origin = position
         return origin
 
