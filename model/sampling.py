@@ -13,38 +13,28 @@ from model.cache import Cache
 class Sampling:
     """How a token is drawn from its logits.
 
-    Args:
-        temperature: divides the logits; 0 takes the likeliest token.
-        top_k: keep this many likeliest tokens.
-        top_p: keep the fewest likeliest tokens whose probabilities reach this sum (nucleus, arXiv 1904.09751).
-        min_p: keep tokens at least this share as likely as the likeliest (arXiv 2407.01082).
-        repetition_penalty: makes tokens that were seen before this much less likely (arXiv 1909.05858); 1 does nothing.
-        stop: tokens that end a sample.
-
     Raises:
         ValueError: naming each option that is out of its range.
     """
 
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    stop: tuple[int, ...] = ()
+    temperature: float = 1.0  # divides the logits; 0 takes the likeliest token
+    top_k: int | None = None  # keep this many likeliest tokens
+    top_p: float | None = None  # keep the fewest likeliest tokens whose probabilities sum to this (arXiv 1904.09751)
+    min_p: float | None = None  # keep tokens at least this share as likely as the likeliest (arXiv 2407.01082)
+    repetition_penalty: float = 1.0  # above 1, makes tokens seen before less likely (arXiv 1909.05858)
+    stop: tuple[int, ...] = ()  # tokens that end a sample
 
     def __post_init__(self):
-        checks = [
-            ("temperature", self.temperature >= 0, "0 or above"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "1 or more"),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1"),
-            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "0 to 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-        ]
-        problems = [
-            f"{name}: got {getattr(self, name)}, allowed: {allowed}" for name, legal, allowed in checks if not legal
-        ]
-        if problems:
-            raise ValueError("; ".join(problems))
+        checks = {
+            "temperature": (self.temperature >= 0, "0 or above"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "1 or more"),
+            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1"),
+            "min_p": (self.min_p is None or 0 <= self.min_p <= 1, "0 to 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+        }
+        wrong = {name: allowed for name, (fits, allowed) in checks.items() if not fits}
+        if wrong:
+            raise ValueError("; ".join(f"{name}: got {getattr(self, name)}, allowed: {wrong[name]}" for name in wrong))
 
     def draw(self, logits: Tensor, seen: Tensor, generator: torch.Generator | None) -> Tensor:
         """One token for each row of logits (b v), where `seen` (b v) marks the tokens that came before: (b 1)."""
@@ -53,37 +43,23 @@ class Sampling:
             logits = torch.where(seen, lowered, logits)
         if self.temperature == 0:
             return logits.argmax(dim=-1, keepdim=True)
-        logits = filter_logits(logits / self.temperature, self.top_k, self.top_p, self.min_p)
-        return torch.multinomial(logits.softmax(dim=-1), 1, generator=generator)
+        return torch.multinomial(self.filter(logits / self.temperature).softmax(dim=-1), 1, generator=generator)
 
-
-def filter_logits(
-    logits: Tensor, top_k: int | None = None, top_p: float | None = None, min_p: float | None = None
-) -> Tensor:
-    """Set to -inf what `Sampling` may not draw, in logits (b v); the likeliest token always stays, ties with it too."""
-    keep = torch.ones_like(logits, dtype=torch.bool)
-    if top_k is not None:
-        keep &= logits >= logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-    if top_p is not None:
-        ordered, order = logits.softmax(dim=-1).sort(dim=-1, descending=True)
-        needed = ordered.cumsum(dim=-1) - ordered < top_p
-        needed[:, 0] = True
-        keep &= torch.zeros_like(keep).scatter(-1, order, needed)
-    if min_p is not None:
+    def filter(self, logits: Tensor) -> Tensor:
+        """Set to -inf what may not be drawn, in logits (b v); the likeliest token always stays, ties with it too."""
         probs = logits.softmax(dim=-1)
-        keep &= probs >= min_p * probs.amax(dim=-1, keepdim=True)
-    return logits.masked_fill(~keep, float("-inf"))
+        keep = probs >= (self.min_p or 0) * probs.amax(dim=-1, keepdim=True)
+        if self.top_k is not None:
+            keep &= logits >= logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        if self.top_p is not None:
+            ordered, order = probs.sort(dim=-1, descending=True)
+            keep &= torch.zeros_like(keep).scatter(-1, order, ordered.cumsum(dim=-1) - ordered < self.top_p)
+        return logits.masked_fill(~keep, float("-inf"))
 
 
 @torch.inference_mode()
 def stream(
-    model,
-    prompt: Tensor,
-    length: int,
-    *,
-    use_cache: bool = True,
-    generator: torch.Generator | None = None,
-    **sampling,
+    model, prompt: Tensor, length: int, *, use_cache: bool = True, generator: torch.Generator | None = None, **sampling
 ) -> Iterator[Tensor]:
     """Continue each row of prompt (b n) by `length` tokens, (b) each as they come; ends early when all rows have.
 
@@ -99,19 +75,17 @@ def stream(
         raise ValueError(f"prompt: got shape {tuple(prompt.shape)}, allowed: (b n) with at least one token")
     if length < 0:
         raise ValueError(f"length: got {length}, allowed: 0 or more")
-    options, ids, fresh, was_training = Sampling(**sampling), prompt, prompt, model.training
+    options, cache, was_training = Sampling(**sampling), Cache() if use_cache else None, model.training
     model.eval()
-    cache = Cache() if use_cache else None
-    stops = torch.tensor(options.stop, dtype=torch.long)
+    ids = fresh = prompt
+    new, done = ids[:, -1:].cpu(), torch.zeros(len(ids), 1, dtype=torch.bool)
     seen = torch.zeros(len(ids), model.config.num_tokens, dtype=torch.bool).scatter(1, ids.cpu(), True)
-    new, done = None, torch.zeros(len(ids), 1, dtype=torch.bool)
     try:
         for _ in range(length):
             logits = model(fresh, cache=cache)[:, -1].float().cpu()
-            drawn = options.draw(logits, seen, generator)
-            new = drawn if new is None else torch.where(done, new, drawn)
+            new = torch.where(done, new, options.draw(logits, seen, generator))
             yield new[:, 0].to(ids.device)
-            done = done | torch.isin(new, stops)
+            done |= torch.isin(new, torch.tensor(options.stop, dtype=torch.long))
             if done.all():
                 return
             seen.scatter_(1, new, True)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.sampling import Sampling, filter_logits
+from model.sampling import Sampling
 from tests.model.test_transformer import build
 
 SMALL = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8}
@@ -12,7 +12,7 @@ LOGITS = st.lists(st.floats(-8, 8), min_size=2, max_size=12, unique=True).map(la
 
 
 def kept(logits, **options):
-    return set(filter_logits(logits, **options)[0].isfinite().nonzero().flatten().tolist())
+    return set(Sampling(**options).filter(logits)[0].isfinite().nonzero().flatten().tolist())
 
 
 @given(LOGITS, st.integers(1, 15))
@@ -40,7 +40,7 @@ def test_min_p_is_relative_to_the_likeliest(logits, p):
 
 def test_without_options_nothing_is_filtered():
     logits = torch.randn(2, 9)
-    assert torch.equal(filter_logits(logits), logits)
+    assert torch.equal(Sampling().filter(logits), logits)
 
 
 @pytest.mark.parametrize(
