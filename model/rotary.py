@@ -1,5 +1,7 @@
 """Rotary positions: attention that knows how far apart two tokens are, and nothing else."""
 
+from math import pi
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -16,25 +18,23 @@ class Rotary(nn.Module):
 
     def __init__(self, heads: int, kv_heads: int, dim_head: int, xpos: bool = False, theta: float = 10_000.0):
         super().__init__()
-        pair = torch.arange(0, dim_head, 2, dtype=torch.float32)
+        pair = torch.arange(0, dim_head, 2, dtype=torch.float32).repeat(2)
+        turn = torch.tensor([[0.0, 0.0], [pi / 2, -pi / 2]]).repeat_interleave(dim_head // 2, dim=1)
         power = torch.tensor([1.0] * heads + [-1.0] * kv_heads) / XPOS_SCALE_BASE
         self.xpos = xpos
         self.register_buffer("freqs", theta ** (-pair / dim_head), persistent=False)
-        self.register_buffer("scale", ((pair + 0.4 * dim_head) / (1.4 * dim_head)).repeat(2), persistent=False)
+        self.register_buffer("turn", rearrange(turn, "t d -> t 1 1 d"), persistent=False)
+        self.register_buffer("scale", (pair + 0.4 * dim_head) / (1.4 * dim_head), persistent=False)
         self.register_buffer("power", rearrange(power, "h -> h 1 1"), persistent=False)
 
     def forward(self, positions: Tensor, origin: int = 0) -> Tensor:
         """Factors of t and of its swapped halves at `positions` (n): (2 1 n d), or (2 heads n d) with xpos, whose scale
-        is one at `origin`.
-
-        Angles are computed in float64, except on MPS, which has none: a text may become very long.
+        is one at `origin`. Cosines and, a quarter turn away, -sines and sines, of angles in float64, except on MPS,
+        which has none: a text may become very long.
         """
         positions = rearrange(positions, "n -> n 1")
         wide = torch.float32 if positions.device.type == "mps" else torch.float64
-        angles = positions.to(wide) * self.freqs.to(wide)
-        cos, sin = angles.cos(), angles.sin()
-        table = torch.stack((torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))).to(self.freqs)
-        table = rearrange(table, "t n d -> t 1 n d")
+        table = (positions * self.freqs.to(wide) + self.turn).cos().to(self.freqs)
         return table * self.scale ** (self.power * (positions - origin)) if self.xpos else table
 
 
