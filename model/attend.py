@@ -5,7 +5,7 @@ from math import ceil
 
 import torch
 import torch.nn.functional as F
-from einops import einsum, rearrange
+from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
@@ -13,18 +13,16 @@ BLOCK = 64  # a window's queries go through SDPA in blocks of at least this many
 
 
 class Attend(nn.Module):
-    """softmax(q kᵀ / √d) v over the keys that each query may see (arXiv 1706.03762).
+    """softmax(q kᵀ / √d) v over the keys that each query may see (arXiv 1706.03762), or zeros where it sees none.
 
     Args:
-        causal: a query sees its own key and those before it. With fewer queries than keys, the queries are the last
-            ones of the sequence (as when decoding with a cache).
+        causal: a query sees its own key and those before it; fewer queries than keys are the last of the sequence.
         use_flash_attn: PyTorch's fused kernels instead of the plain path that they are tested against.
         window_size: with `causal`, see only this many keys, one's own included.
 
     Shapes:
         q: (b h i d), k and v: (b h j d), or with fewer heads, each shared by as many neighbours of q.
         mask: (b j) bool, True where a key may be seen. Returns (b h i d).
-        A query that sees no key at all gets zeros, and gives no gradient.
 
     Raises:
         ValueError: on a window without `causal`, or one below 1.
@@ -34,9 +32,7 @@ class Attend(nn.Module):
         super().__init__()
         if window_size is not None and (window_size < 1 or not causal):
             raise ValueError(f"window_size: got {window_size} with causal={causal}, allowed: 1 or more, causal only")
-        self.causal = causal
-        self.use_flash_attn = use_flash_attn
-        self.window_size = window_size
+        self.causal, self.use_flash_attn, self.window_size = causal, use_flash_attn, window_size
 
     def kernel(self, queries: int, keys: int, dim_head: int, device: str) -> str:
         """What computes so many queries over so many keys on a type of device: plain, sdpa, flex or block-local."""
@@ -53,26 +49,14 @@ class Attend(nn.Module):
             return compiled_flex()(q, k, v, window_blocks(keys, self.window_size, q.device), mask)
         if kernel == "block-local":
             return block_local_attention(q, k, v, self.window_size, mask)
-        window = self.window_size if self.window_size is not None and self.window_size < keys else None
-        causal = self.causal and (queries > 1 or window is not None)  # a single query, the last, sees every key
-        if kernel == "plain":
-            return plain_attention(q, k, v, visible_keys(queries, keys, q.device, causal, window, mask))
-        if causal and queries == keys and mask is None:
+        if kernel == "sdpa" and self.causal and 1 < queries == keys and mask is None:
             return sdpa(q, k, v, is_causal=True)
-        return masked_attention(q, k, v, visible_keys(queries, keys, q.device, causal, window, mask))
-
-
-def visible_keys(
-    queries: int, keys: int, device: torch.device, causal: bool, window: int | None, mask: Tensor | None
-) -> Tensor | None:
-    """Which of the keys each of the last `queries` positions may see: bool, broadcastable to (b 1 i j); None = all."""
-    visible = None if mask is None else rearrange(mask, "b j -> b 1 1 j")
-    if causal:
-        query = rearrange(torch.arange(keys - queries, keys, device=device), "i -> i 1")
-        key = torch.arange(keys, device=device)
-        seen = (key <= query) & (key > query - (window or keys))
-        visible = seen if visible is None else visible & seen
-    return visible
+        visible = None if mask is None else rearrange(mask, "b j -> b 1 1 j")
+        past, window = keys - queries, min(self.window_size or keys, keys)
+        if self.causal and (queries > 1 or window < keys):  # a single query, the last, sees every key
+            seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(past).triu(past - window + 1)
+            visible = seen if visible is None else visible & seen
+        return (plain_attention if kernel == "plain" else masked_attention)(q, k, v, visible)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
@@ -95,7 +79,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, is_caus
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """`sdpa`, which leaves rows that see nothing undefined, with zeros for them."""
+    """`sdpa`, with zeros for the rows that see nothing, which it leaves undefined."""
     if visible is None:
         return sdpa(q, k, v)
     blind = ~visible.any(dim=-1, keepdim=True)
@@ -123,8 +107,8 @@ def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Te
     if mask is None:
         out = sdpa(q, k, v, visible)  # every query sees itself, so that no row is blind
     else:
-        mask = F.pad(mask, (window, padding)).unfold(-1, window + block, block)
-        out = masked_attention(q, k, v, visible & mask.repeat_interleave(heads, dim=0).transpose(0, 1).unsqueeze(-2))
+        mask = repeat(F.pad(mask, (window, padding)).unfold(-1, window + block, block), "b m j -> m (b h) 1 j", h=heads)
+        out = masked_attention(q, k, v, visible & mask)
     return rearrange(out, "m (b h) i d -> b h (m i) d", b=batch)[..., :n, :]
 
 
