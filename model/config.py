@@ -1,6 +1,6 @@
 """What a model is made of, checked once, before anything is built. Imports nothing heavy, so that `--help` is quick."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import ceil, isfinite
 
 LOSS_WEIGHTS = {  # by the name of the loss
@@ -18,7 +18,7 @@ def is_int(value, low: int) -> bool:
 
 def is_power_of_two(value) -> bool:
     """Whether value is 1, 2, 4, …"""
-    return is_int(value, 1) and value & (value - 1) == 0
+    return is_int(value, 1) and value.bit_count() == 1
 
 
 def is_number(value) -> bool:
@@ -36,11 +36,9 @@ PER_LEVEL = {
     "ff_mult": ("above 0", lambda v, c: is_number(v) and v > 0),
     "compress_type": ("conv, mean or attention", lambda v, c: v in ("conv", "mean", "attention")),
     "compress_mult": ("above 0", lambda v, c: is_number(v) and v > 0),
-    "hierarchical_stride": (
-        "a power of two from 1 to the level's compression",
-        lambda v, c: is_power_of_two(v) and v <= c,
-    ),
-} | {name: ("0 or above", lambda v, c: is_number(v) and v >= 0) for name in LOSS_WEIGHTS.values()}
+    "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_power_of_two(v) and v <= c),
+    **{name: ("0 or above", lambda v, c: is_number(v) and v >= 0) for name in LOSS_WEIGHTS.values()},
+}
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,9 @@ class LevelConfig:
 
     compression: int
     stride: int
+    layers: tuple[int, ...]  # those that it takes part in
+    window: int  # keys a query sees, itself included, along its own chain; 0 = no attention
+    loss_weights: dict[str, float]  # by the name of the loss
     dim: int
     dim_head: int
     heads: int
@@ -56,8 +57,6 @@ class LevelConfig:
     ff_mult: float
     compress_type: str
     compress_mult: float
-    layers: tuple[int, ...]  # those that it takes part in
-    window: int  # keys a query sees, itself included, along its own chain; 0 = no attention
 
     @property
     def chains(self) -> int:
@@ -127,7 +126,7 @@ class ModelConfig:
     def __post_init__(self):
         for name, value in vars(self).items():
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)  # JSON gives lists
-        problems = []
+        hierarchies, problems = self.per_level("hierarchies"), []
 
         def check(name: str, fits: bool, allowed: str) -> bool:
             if not fits:
@@ -139,30 +138,26 @@ class ModelConfig:
             fits = len(values) == n and all(map(is_legal, values, hierarchies))
             check(name, fits, f"{allowed}; one for all or one for each of the {n} hierarchies {list(hierarchies)}")
 
-        hierarchies = self.per_level("hierarchies")
         distinct = len(set(hierarchies)) == len(hierarchies) > 0
-        if check(
-            "hierarchies", distinct and all(map(is_power_of_two, hierarchies)), "one or more distinct powers of two"
-        ):
+        powers = distinct and all(map(is_power_of_two, hierarchies))
+        if check("hierarchies", powers, "one or more distinct powers of two"):
             for name, (allowed, is_legal) in PER_LEVEL.items():
                 check_levels(name, allowed, is_legal)
             check("num_tokens", is_int(self.num_tokens, 2), "at least 2")
-            least = max(hierarchies)
-            if check("seq_len", is_int(self.seq_len, least), f"at least the largest compression, {least}"):
-                most = ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies)
-                allowed = f"null, or 0 to seq_len / compression = {most}"
-                check_levels(
-                    "window_sizes", allowed, lambda w, c: w is None or (is_int(w, 0) and w <= self.seq_len // c)
-                )
-            known = self.predict_hierarchy is None or self.predict_hierarchy in hierarchies
+            largest = max(hierarchies)
+            if check("seq_len", is_int(self.seq_len, largest), f"at least the largest compression, {largest}"):
+                most = {c: self.seq_len // c for c in hierarchies}
+                allowed = "null, or 0 to seq_len / compression = " + ", ".join(f"{w} at {c}x" for c, w in most.items())
+                check_levels("window_sizes", allowed, lambda w, c: w is None or (is_int(w, 0) and w <= most[c]))
+            known = self.predict_hierarchy in (None, *hierarchies)
             check("predict_hierarchy", known, f"null or one of {list(hierarchies)}")
             check("num_rollouts", is_int(self.num_rollouts, 1), "at least 1")
             check("dropout", is_number(self.dropout) and 0 <= self.dropout < 1, "0 to below 1")
         if not problems:
-            shared = all(h % (kv or h) == 0 for h, kv in zip(*map(self.per_level, ("heads", "kv_heads")), strict=True))
+            shared = all(level.heads % level.kv_heads == 0 for level in self.levels)
             check("kv_heads", shared, f"divisors of heads = {self.heads}")
-            strides = self.per_level("hierarchical_stride")
-            at_full_rate = 1 in strides if self.predict_use_all_hierarchy else strides[self.predict_index] == 1
+            predicting = self.levels if self.predict_use_all_hierarchy else [self.levels[self.predict_index]]
+            at_full_rate = any(level.stride == 1 for level in predicting)
             allowed = "a predicting level of stride 1, since its outputs are the predictions of every byte"
             check("hierarchical_stride", at_full_rate, allowed)
         if problems:
@@ -191,18 +186,17 @@ class ModelConfig:
     @property
     def levels(self) -> tuple[LevelConfig, ...]:
         """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
-        names = ("hierarchies", "hierarchical_stride", "dim", "dim_head", "heads", "kv_heads")
-        names += ("ff_mult", "compress_type", "compress_mult", "depth", "window_sizes")
-        levels = []
-        for c, s, dim, dim_head, heads, kv_heads, *others, depth, window in zip(
-            *map(self.per_level, names), strict=True
-        ):
-            layers = tuple(i for i in range(self.layers) if (i + 1) * depth // self.layers > i * depth // self.layers)
+        total, levels = self.layers, []
+        for i, c in enumerate(self.per_level("hierarchies")):
+            own = {name: self.per_level(name)[i] for name in (*PER_LEVEL, "window_sizes")}
+            stride, depth, window = own.pop("hierarchical_stride"), own.pop("depth"), own.pop("window_sizes")
+            layers = tuple(k for k in range(total) if (k + 1) * depth // total > k * depth // total)
             window = ceil(self.seq_len / c) if window is None else window
-            levels.append(LevelConfig(c, s, dim, dim_head, heads, kv_heads or heads, *others, layers, window))
+            weights = {loss: own.pop(name) for loss, name in LOSS_WEIGHTS.items()}
+            own["kv_heads"] = own["kv_heads"] or own["heads"]
+            levels.append(LevelConfig(c, stride, layers, window, weights, **own))  # own: what is named alike
         return tuple(levels)
 
     def to_dict(self) -> dict:
         """Plain JSON values, one for each argument."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}

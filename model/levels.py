@@ -34,13 +34,12 @@ class Compress(nn.Module):
     def forward(self, x: Tensor, n: int) -> Tensor:
         """The last n of the embeddings x (b at least c-1+n d_in) are compressed, the others are the past of them."""
         x = x[:, x.shape[1] - n - self.compression + 1 :]
-        if self.compression > 1:
-            x = rearrange(x.unfold(1, self.compression, self.stride), "b k d c -> b k c d")
-            if self.type == "conv":
-                x = rearrange(x, "b k c d -> b k (c d)")
-            elif self.type == "mean":
-                x = x.mean(dim=2)
-        return self.net(x)
+        if self.compression == 1:
+            return self.net(x)
+        chunks = x.unfold(1, self.compression, self.stride)
+        if self.type == "mean":
+            return self.net(chunks.mean(dim=-1))
+        return self.net(rearrange(chunks, "b k d c -> b k (c d)" if self.type == "conv" else "b k d c -> b k c d"))
 
 
 class ChunkAttention(nn.Module):
@@ -48,8 +47,7 @@ class ChunkAttention(nn.Module):
 
     def __init__(self, dim_in: int, level: LevelConfig):
         super().__init__()
-        inner = level.heads * level.dim_head
-        self.heads = level.heads
+        self.heads, inner = level.heads, level.heads * level.dim_head
         self.to_q = nn.Linear(dim_in, inner, bias=False)
         self.to_kv = nn.Linear(dim_in, 2 * inner, bias=False)
         self.place = nn.Parameter(torch.randn(level.compression, inner) * inner**-0.5)
@@ -75,12 +73,11 @@ def align(t: Tensor, stride: int, to: int, n: int) -> Tensor:
 
 
 class Merge(nn.Module):
-    """What all levels say together, for the levels in `targets`: tokens, one (b ⌈n/s⌉ d) a level, to the same list with
-    the targets' updated; where a level has none at a step (None), its last one stands in.
+    """What all levels say together, added to those in `targets`: tokens (b ⌈n/s⌉ d) by level -> the same. Where a level
+    has none at a step, its last one stands in.
 
-    Computes linear(SiLU(linear(RMSNorm(concatenation of all levels, aligned)))) and adds each target's share of the
-    result. The first linear map is applied to each level at its own rate and summed after alignment: the same result,
-    without a coarse level's work done again for every byte that it is repeated to.
+    Computes linear(SiLU(linear(RMSNorm(concatenation of all levels, aligned)))). The first linear map is applied to
+    each level at its own rate and summed after alignment: the same, without a coarse level's work for every byte.
     """
 
     def __init__(self, levels: tuple[LevelConfig, ...], targets: tuple[int, ...]):
@@ -92,26 +89,19 @@ class Merge(nn.Module):
         self.to_hidden = nn.Linear(sum(self.dims), 2 * sum(self.dims_out))
         self.to_out = nn.Linear(2 * sum(self.dims_out), sum(self.dims_out))
 
-    def forward(self, tokens: list[Tensor | None], n: int, cache: Cache | None = None) -> list[Tensor | None]:
+    def forward(self, tokens: dict[int, Tensor], n: int, cache: Cache | None = None) -> dict[int, Tensor]:
+        gains, weights = self.norm.weight.split(self.dims), self.to_hidden.weight.split(self.dims, dim=1)
         hidden = square = 0
-        for i, (t, stride) in enumerate(zip(tokens, self.strides, strict=True)):
-            part = cache[self, i] if t is None else self.project(i, align(t, stride, max(stride, self.stride), n))
+        for i, stride in enumerate(self.strides):
+            rate = max(stride, self.stride)
+            if i in tokens:
+                t = align(tokens[i], stride, rate, n)
+                part = F.linear(t * gains[i], weights[i]), t.float().square().sum(dim=-1, keepdim=True)
+            else:
+                part = cache[self, i]
             if cache is not None:
                 cache[self, i] = tuple(p[:, -1:] for p in part)
-            hidden, square = (
-                whole + align(p, max(stride, self.stride), self.stride, n)
-                for whole, p in zip((hidden, square), part, strict=True)
-            )
+            hidden, square = (w + align(p, rate, self.stride, n) for w, p in zip((hidden, square), part, strict=True))
         hidden = hidden * torch.rsqrt(square / sum(self.dims) + self.norm.eps) + self.to_hidden.bias
-        updates = self.to_out(F.silu(hidden)).split(self.dims_out, dim=-1)
-
-        tokens = list(tokens)
-        for i, update in zip(self.targets, updates, strict=True):
-            if tokens[i] is not None:
-                tokens[i] = tokens[i] + align(update, self.stride, self.strides[i], n)
-        return tokens
-
-    def project(self, i: int, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The share of level i's tokens (b k d) in the hidden layer (b k h), and their squared norm (b k 1)."""
-        gain, weight = self.norm.weight.split(self.dims)[i], self.to_hidden.weight.split(self.dims, dim=1)[i]
-        return F.linear(t * gain, weight), t.float().square().sum(dim=-1, keepdim=True)
+        updates = zip(self.targets, self.to_out(F.silu(hidden)).split(self.dims_out, dim=-1), strict=True)
+        return tokens | {i: tokens[i] + align(u, self.stride, self.strides[i], n) for i, u in updates if i in tokens}

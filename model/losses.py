@@ -8,27 +8,26 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from model.config import LOSS_WEIGHTS, LevelConfig, ModelConfig
+from model.config import LevelConfig, ModelConfig
 
 
 class Losses(NamedTuple):
-    """Detached scalars, unweighted, summed over levels; None where no level has a weight."""
+    """Detached scalars, unweighted, summed over levels; None where no level has a weight. `by_level` holds each level's
+    part of these sums, under keys like "next_latent/4x"."""
 
     cross_entropy: Tensor
     reconstruction: Tensor | None = None
     prophet: Tensor | None = None
     next_latent: Tensor | None = None
     quantizer: Tensor | None = None
+    by_level: dict[str, Tensor] = {}  # noqa: RUF012, of a named tuple, which is given one
 
 
-def chunks_behind(ids: Tensor, level: LevelConfig) -> Tensor:
-    """Of bytes (b n), those that each output has compressed, ks - c + 1 … ks: (b ⌈n/s⌉ c), -1 before the first byte."""
-    return F.pad(ids, (level.compression - 1, 0), value=-1).unfold(1, level.compression, level.stride)
-
-
-def chunks_ahead(labels: Tensor, level: LevelConfig) -> Tensor:
-    """Of the bytes one later (b n), the c after each output, ks + 1 … ks + c: (b ⌈n/s⌉ c), -1 after the last byte."""
-    return F.pad(labels, (0, level.compression - 1), value=-1).unfold(1, level.compression, level.stride)
+def chunks(ids: Tensor, level: LevelConfig, ahead: bool) -> Tensor:
+    """Of bytes (b n), the c behind each output, ks - c + 1 … ks, or, of the bytes one later, the c ahead of it,
+    ks + 1 … ks + c: (b ⌈n/s⌉ c), with -1 where there is none."""
+    others = level.compression - 1
+    return F.pad(ids, (0, others) if ahead else (others, 0), value=-1).unfold(1, level.compression, level.stride)
 
 
 class Chunks(nn.Module):
@@ -40,9 +39,9 @@ class Chunks(nn.Module):
         self.to_logits = nn.Linear(level.dim, level.compression * num_tokens, bias=False)
 
     def forward(self, embeds: Tensor, ids: Tensor, labels: Tensor, x: Tensor) -> Tensor:
-        targets = chunks_ahead(labels, self.level) if self.ahead else chunks_behind(ids, self.level)
+        targets = rearrange(chunks(labels if self.ahead else ids, self.level, self.ahead), "b k c -> (b k c)")
         logits = rearrange(self.to_logits(embeds), "b k (c v) -> (b k c) v", c=self.level.compression)
-        return F.cross_entropy(logits.float(), rearrange(targets, "b k c -> (b k c)"), ignore_index=-1)
+        return F.cross_entropy(logits.float(), targets, ignore_index=-1)
 
 
 class NextLatent(nn.Module):
@@ -66,17 +65,17 @@ class NextLatent(nn.Module):
         c, outputs = self.level.compression, embeds.shape[1] - self.rollouts
         if outputs < 1:
             return embeds.sum() * 0.0
-        window = F.pad(x.detach(), (0, 0, c - 1, 0)).unfold(1, c, self.level.stride)
-        exist = (chunks_behind(ids, self.level) >= 0).sum(dim=-1, keepdim=True)
-        summaries = self.summarize(window.sum(dim=-1) / exist)
-        latent, loss, erred = embeds[:, :outputs], 0, 0
+        behind = F.pad(x.detach(), (0, 0, c - 1, 0)).unfold(1, c, self.level.stride)
+        exist = (chunks(ids, self.level, ahead=False) >= 0).sum(dim=-1, keepdim=True)
+        summaries = self.summarize(behind.sum(dim=-1) / exist)
+        latent, loss, erred = embeds[:, :outputs], 0, embeds.new_zeros(())
         for step in range(1, self.rollouts + 1):
-            summary = summaries[:, step : step + outputs]
-            latent = latent + self.to_out(self.hidden(torch.cat((latent, summary), dim=-1)))
-            target = embeds[:, step : step + outputs].detach().float()
+            ahead = slice(step, step + outputs)
+            latent = latent + self.to_out(self.hidden(torch.cat((latent, summaries[:, ahead]), dim=-1)))
+            target = embeds[:, ahead].detach().float()
             square = F.mse_loss(latent.float(), target, reduction="none").mean(dim=-1)
             error = square.lerp(1 - F.cosine_similarity(latent.float(), target, dim=-1), self.COSINE)
-            loss = loss + (error * torch.as_tensor(-erred).exp()).mean() / self.rollouts
+            loss = loss + (error * torch.exp(-erred)).mean() / self.rollouts
             erred = erred + error.detach()
         return loss
 
@@ -94,16 +93,12 @@ class Quantizer(nn.Module):
         self.register_buffer("codebook", F.normalize(torch.randn(self.CODES, self.CODE_DIM), dim=-1))
         self.to_logits = nn.Linear(level.dim, self.CODES, bias=False)
 
-    def codes(self, chunks: Tensor) -> Tensor:
-        """The nearest code, by angle, of each chunk (b k c), projected byte by byte: (b k); -1 where it is cut off."""
-        places = torch.arange(self.level.compression, device=chunks.device)
-        projected = self.projection[places, chunks.clamp(min=0)].sum(dim=-2)
-        return (projected @ self.codebook.T).argmax(dim=-1).masked_fill((chunks < 0).any(dim=-1), -1)
-
     def forward(self, embeds: Tensor, ids: Tensor, labels: Tensor, x: Tensor) -> Tensor:
-        codes = rearrange(self.codes(chunks_ahead(labels, self.level)), "b k -> (b k)")
-        logits = rearrange(self.to_logits(embeds), "b k v -> (b k) v").float()
-        total = F.cross_entropy(logits, codes, ignore_index=-1, reduction="sum")
+        ahead = chunks(labels, self.level, ahead=True)
+        projected = self.projection[torch.arange(ahead.shape[-1], device=ahead.device), ahead.clamp(min=0)].sum(dim=-2)
+        nearest = (projected @ self.codebook.T).argmax(dim=-1).masked_fill((ahead < 0).any(dim=-1), -1)
+        logits, codes = rearrange(self.to_logits(embeds), "b k v -> (b k) v"), rearrange(nearest, "b k -> (b k)")
+        total = F.cross_entropy(logits.float(), codes, ignore_index=-1, reduction="sum")
         return total / (codes >= 0).sum().clamp(min=1)
 
 
@@ -115,13 +110,9 @@ def build_losses(config: ModelConfig, dim_in: int) -> nn.ModuleDict:
         "next_latent": partial(NextLatent, rollouts=config.num_rollouts),
         "quantizer": Quantizer,
     }
-    losses = nn.ModuleDict()
+    losses = {}
     for name, build in builders.items():
-        levels = enumerate(zip(config.levels, config.per_level(LOSS_WEIGHTS[name]), strict=True))
-        modules = {
-            str(i): build(level, config.num_tokens, dim_in)
-            for i, (level, weight) in levels
-            if weight > 0 and (level.compression > 1 or name == "next_latent")
-        }
-        losses.update({name: nn.ModuleDict(modules)} if modules else {})
-    return losses
+        for i, level in enumerate(config.levels):
+            if level.loss_weights[name] > 0 and (level.compression > 1 or name == "next_latent"):
+                losses.setdefault(name, nn.ModuleDict())[str(i)] = build(level, config.num_tokens, dim_in)
+    return nn.ModuleDict(losses)

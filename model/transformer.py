@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from model.block import Block
 from model.cache import Cache, after_past
-from model.config import LOSS_WEIGHTS, LevelConfig, ModelConfig
+from model.config import LevelConfig, ModelConfig
 from model.levels import Compress, Merge, align
 from model.losses import Losses, build_losses
 from model.rotary import XPOS_SCALE_BASE, Rotary
@@ -109,14 +109,15 @@ class HierarchicalTransformer(
             return logits
 
         nats = F.cross_entropy(rearrange(logits, "b n v -> (b n) v").float(), rearrange(labels, "b n -> (b n)"))
-        loss, parts = nats, {"cross_entropy": nats.detach()}
+        loss, sums, by_level = nats, {}, {}
         x = self.token_emb(ids) if "next_latent" in self.losses else None
         for name, modules in self.losses.items():
             for i, module in modules.items():
                 part = module(embeds[i], ids, labels, x)
-                parts[name] = parts.get(name, 0) + part.detach()
-                loss = loss + self.config.per_level(LOSS_WEIGHTS[name])[int(i)] * part
-        return loss, Losses(**parts)
+                loss = loss + module.level.loss_weights[name] * part
+                by_level[f"{name}/{module.level.compression}x"] = part.detach()
+                sums[name] = sums.get(name, 0) + part.detach()
+        return loss, Losses(nats.detach(), **sums, by_level=by_level)
 
     def embed(self, ids: Tensor, cache: Cache | None = None) -> dict[str, Tensor]:
         """The normed outputs that something reads, by level, for ids (b n): (b ⌈n/s⌉ d) each.
@@ -128,19 +129,18 @@ class HierarchicalTransformer(
             raise ValueError(f"ids: got {n} bytes a row, allowed: 1 when the cache is not empty")
         reach = max(self.config.per_level("hierarchies")) - 1
         x = after_past(self.token_emb(ids), reach, cache, self.token_emb)
-        due = [not cache or cache.length % level.stride == 0 for level in self.levels]
-        tokens, rotary = [None] * len(due), [None] * len(due)
-        for i, level in enumerate(self.levels):
-            if due[i]:
-                tokens[i], rotary[i] = level.embed(x, n, cache)
+        due = {i: level for i, level in enumerate(self.levels) if not cache or cache.length % level.stride == 0}
+        tokens, rotary = {}, {}
+        for i, level in due.items():
+            tokens[i], rotary[i] = level.embed(x, n, cache)
 
         for layer in range(self.config.layers):
-            for i, level in enumerate(self.levels):
-                if due[i] and str(layer) in level.blocks:
+            for i, level in due.items():
+                if str(layer) in level.blocks:
                     tokens[i] = level.blocks[str(layer)](tokens[i], rotary[i], cache)
-            if self.merges and any(due[i] for i in self.targets):
+            if self.merges and not due.keys().isdisjoint(self.targets):
                 tokens = self.merges[layer](tokens, n, cache)
-        return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if due[int(i)]}
+        return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if int(i) in due}
 
     def predict(self, embeds: dict[str, Tensor], n: int, cache: Cache | None = None) -> Tensor:
         """Logits (b n num_tokens) from the outputs of the predicting levels, each mapped at its own rate."""
@@ -163,10 +163,9 @@ class HierarchicalTransformer(
     def _from_pretrained(cls, *, model_id: str, strict: bool = True, **kwargs) -> "HierarchicalTransformer":
         with redirect_stdout(StringIO()):  # the mixin prints a line, and lets weights be missing
             model = super()._from_pretrained(model_id=model_id, strict=strict, **kwargs)
-        readme = Path(model_id, "README.md")
-        with suppress(EntryNotFoundError):
-            if readme.is_file() or not Path(model_id).is_dir():
-                model.card = ModelCard.load(readme if readme.is_file() else model_id).content
+        readme = Path(model_id, "README.md") if Path(model_id).is_dir() else model_id
+        with suppress(EntryNotFoundError, ValueError):  # no card, on the hub or in a folder
+            model.card = ModelCard.load(readme, token=kwargs["token"]).content
         return model
 
 

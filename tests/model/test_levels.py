@@ -92,12 +92,14 @@ def test_merge_is_two_layers_over_the_normed_concatenation(targets, strides, n):
     )
     merge = Merge(levels, targets)
     torch.nn.init.normal_(merge.norm.weight)
-    tokens = [torch.randn(2, ceil(n / level.stride), level.dim) for level in levels]
+    tokens = {i: torch.randn(2, ceil(n / level.stride), level.dim) for i, level in enumerate(levels)}
 
-    together = torch.cat([t.repeat_interleave(s, 1)[:, :n] for t, s in zip(tokens, strides, strict=True)], dim=-1)
+    together = torch.cat(
+        [t.repeat_interleave(s, 1)[:, :n] for t, s in zip(tokens.values(), strides, strict=True)], dim=-1
+    )
     updates = merge.to_out(F.silu(merge.to_hidden(merge.norm(together)))).split([levels[i].dim for i in targets], -1)
     merged = merge(tokens, n)
-    for i, t in enumerate(tokens):
+    for i, t in tokens.items():
         update = updates[targets.index(i)][:, :: strides[i]] if i in targets else 0
         torch.testing.assert_close(merged[i], t + update, atol=1e-5, rtol=1e-4)
 

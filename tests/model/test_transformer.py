@@ -87,6 +87,8 @@ def test_the_loss_is_its_parts_weighted(config, n):
         assert {int(i) for i in model.losses[name]} == built if built else name not in model.losses
         parts = {i: model.losses[name][str(i)](embeds[str(i)], ids[:, :-1], ids[:, 1:], x) for i in built}
         expected = expected + sum(weights[i] * part for i, part in parts.items())
+        by_level = {f"{name}/{config['hierarchies'][i]}x": part.detach() for i, part in parts.items()}
+        torch.testing.assert_close({k: v for k, v in losses.by_level.items() if k.startswith(f"{name}/")}, by_level)
         if built:
             torch.testing.assert_close(getattr(losses, name), sum(parts.values()).detach())
         else:
