@@ -1,5 +1,8 @@
 """One layer of one level: token shift and attention, token shift and feed-forward, pre-norm and residual."""
 
+from collections import OrderedDict
+from math import pi
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -8,7 +11,31 @@ from torch import Tensor, nn
 from model.attend import Attend
 from model.cache import Cache, KeyValues, after_past
 from model.config import LevelConfig, ModelConfig
-from model.rotary import rotate
+
+XPOS_SCALE_BASE = 512  # distance over which xpos fades by one power of its per-channel scale
+
+
+class Block(nn.Module):
+    """One layer of one level over x (b n d) -> (b n d); a window of 0 leaves the attention out."""
+
+    def __init__(self, level: LevelConfig, config: ModelConfig):
+        super().__init__()
+        self.attn = Attention(level, config.use_flash_attn, config.qk_norm) if level.window > 0 else None
+        inner = int(level.dim * level.ff_mult)
+        feed_forward = {
+            "norm": nn.RMSNorm(level.dim),
+            "to_hidden": nn.Linear(level.dim, inner, bias=False),
+            "gelu": nn.GELU(),
+            "to_out": nn.Linear(inner, level.dim, bias=False),
+        }
+        self.ff = nn.Sequential(OrderedDict(feed_forward))
+        self.shifts = nn.ModuleList(TokenShift(level.chains) for _ in range(2))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:
+        if self.attn is not None:
+            x = x + self.dropout(self.attn(self.shifts[0](x, cache), rotary, cache))
+        return x + self.dropout(self.ff(self.shifts[1](x, cache)))
 
 
 class TokenShift(nn.Module):
@@ -47,11 +74,11 @@ class Attention(nn.Module):
             qk = (F.rms_norm(qk.float(), qk.shape[-1:]) * self.qk_gain).type_as(qk)
         q, k = rotate(qk, rotary).split((self.heads, self.kv_heads), dim=1)
         if cache is not None and self in cache:
-            out = self.attend(q, *cache[self].append(k, v))
+            out = self.attend(q, *cache[self].append(torch.stack((k, v))))
         else:
             out = self.attend_chains(q, k, v)
             if cache is not None:
-                cache[self] = KeyValues(k, v, self.window, self.chains)
+                cache[self] = KeyValues(torch.stack((k, v)), self.window, self.chains)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
     def attend_chains(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -61,35 +88,39 @@ class Attention(nn.Module):
         n = q.shape[-2]
         padded = (F.pad(t, (0, 0, 0, -n % self.chains)) for t in (q, k, v))
         q, k, v = (rearrange(t, "b h (n chain) d -> (b chain) h n d", chain=self.chains) for t in padded)
-        out = rearrange(self.attend(q, k, v), "(b chain) h n d -> b h (n chain) d", chain=self.chains)
-        return out[:, :, :n]
+        return rearrange(self.attend(q, k, v), "(b chain) h n d -> b h (n chain) d", chain=self.chains)[:, :, :n]
 
 
-class FeedForward(nn.Module):
-    """Two linear maps with a GELU between: x (b n d) -> (b n d)."""
+class Rotary(nn.Module):
+    """Turns pairs of channels, (i, i + d/2), by angles that grow with position (RoPE, arXiv 2104.09864).
 
-    def __init__(self, level: LevelConfig):
+    Serves the heads of queries and those of keys together, queries first. With `xpos` queries are also scaled up and
+    keys down with position, so that scores fade with distance (arXiv 2212.10554). Only differences of positions count.
+    """
+
+    def __init__(self, heads: int, kv_heads: int, dim_head: int, xpos: bool = False, theta: float = 10_000.0):
         super().__init__()
-        inner = int(level.dim * level.ff_mult)
-        self.norm = nn.RMSNorm(level.dim)
-        self.to_hidden = nn.Linear(level.dim, inner, bias=False)
-        self.to_out = nn.Linear(inner, level.dim, bias=False)
+        pair = torch.arange(0, dim_head, 2, dtype=torch.float32).repeat(2)
+        turn = torch.tensor([[0.0, 0.0], [pi / 2, -pi / 2]]).repeat_interleave(dim_head // 2, dim=1)
+        power = torch.tensor([1.0] * heads + [-1.0] * kv_heads) / XPOS_SCALE_BASE
+        self.xpos = xpos
+        self.register_buffer("freqs", theta ** (-pair / dim_head), persistent=False)
+        self.register_buffer("turn", rearrange(turn, "t d -> t 1 1 d"), persistent=False)
+        self.register_buffer("scale", (pair + 0.4 * dim_head) / (1.4 * dim_head), persistent=False)
+        self.register_buffer("power", rearrange(power, "h -> h 1 1"), persistent=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.to_out(F.gelu(self.to_hidden(self.norm(x))))
+    def forward(self, positions: Tensor, origin: int = 0) -> Tensor:
+        """Factors of t and of its swapped halves at `positions` (n): (2 1 n d), or (2 heads n d) with xpos, whose scale
+        is one at `origin`. Cosines and, a quarter turn away, -sines and sines, of angles in float64, except on MPS,
+        which has none: a text may become very long.
+        """
+        positions = rearrange(positions, "n -> n 1")
+        wide = torch.float32 if positions.device.type == "mps" else torch.float64
+        table = (positions * self.freqs.to(wide) + self.turn).cos().to(self.freqs)
+        return table * self.scale ** (self.power * (positions - origin)) if self.xpos else table
 
 
-class Block(nn.Module):
-    """One layer of one level over x (b n d) -> (b n d); a window of 0 leaves the attention out."""
-
-    def __init__(self, level: LevelConfig, config: ModelConfig):
-        super().__init__()
-        self.attn = Attention(level, config.use_flash_attn, config.qk_norm) if level.window > 0 else None
-        self.ff = FeedForward(level)
-        self.shifts = nn.ModuleList(TokenShift(level.chains) for _ in range(2))
-        self.dropout = nn.Dropout(config.dropout)
-
-    def forward(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:
-        if self.attn is not None:
-            x = x + self.dropout(self.attn(self.shifts[0](x, cache), rotary, cache))
-        return x + self.dropout(self.ff(self.shifts[1](x, cache)))
+def rotate(t: Tensor, table: Tensor) -> Tensor:
+    """Turn t (b h n d) by a table of `Rotary`; the dtype stays."""
+    cos, sin = table
+    return torch.addcmul(t * cos, t.roll(t.shape[-1] // 2, dims=-1), sin).type_as(t)

@@ -27,23 +27,21 @@ def after_past(t: Tensor, reach: int, cache: Cache | None, key: Hashable) -> Ten
 
 
 class KeyValues:
-    """Rotated keys and values of the last `window` outputs of each chain, a ring of slots: (b h chains window d).
+    """Rotated keys and values of the last `window` outputs of each chain, a ring of slots: (2 b h chains window d).
 
     Output k lies in slot ⌊k/chains⌋ modulo the window; attention does not care for the order of its keys. Begins with
-    what the first n outputs (b h n d) leave behind.
+    what the first n outputs, keys and values (2 b h n d), leave behind.
     """
 
-    def __init__(self, k: Tensor, v: Tensor, window: int, chains: int):
-        self.window, self.chains, self.count = window, chains, k.shape[-2]  # count: outputs seen
-        kept = torch.arange(max(0, self.count - window * chains), self.count, device=k.device)
-        self.rings = tuple(t.new_zeros(*t.shape[:2], chains, window, t.shape[-1]) for t in (k, v))
-        for ring, t in zip(self.rings, (k, v), strict=True):
-            ring[:, :, kept % chains, kept // chains % window] = t[:, :, kept]
+    def __init__(self, kv: Tensor, window: int, chains: int):
+        self.window, self.chains, self.count = window, chains, kv.shape[-2]  # count: outputs seen
+        kept = torch.arange(max(0, self.count - window * chains), self.count, device=kv.device)
+        self.ring = kv.new_zeros(*kv.shape[:3], chains, window, kv.shape[-1])
+        self.ring[..., kept % chains, kept // chains % window, :] = kv[..., kept, :]
 
-    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Keep one more output (b h 1 d); returns all keys and values that it may see (b h j d)."""
+    def append(self, kv: Tensor) -> Tensor:
+        """Keep one more output (2 b h 1 d); returns all keys and values that it may see (2 b h j d)."""
         age, chain = divmod(self.count, self.chains)
         self.count += 1
-        for ring, t in zip(self.rings, (k, v), strict=True):
-            ring[:, :, chain, age % self.window] = t[:, :, 0]
-        return tuple(ring[:, :, chain, : age + 1] for ring in self.rings)
+        self.ring[..., chain, age % self.window, :] = kv[..., 0, :]
+        return self.ring[..., chain, : age + 1, :]

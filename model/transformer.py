@@ -11,12 +11,11 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from model.block import Block
+from model.block import XPOS_SCALE_BASE, Block, Rotary
 from model.cache import Cache, after_past
 from model.config import LevelConfig, ModelConfig
 from model.levels import Compress, Merge, align
 from model.losses import Losses, build_losses
-from model.rotary import XPOS_SCALE_BASE, Rotary
 from model.sampling import generate, stream
 
 MAX_XPOS_DISTANCE = 4096  # how far a cache lets positions run from where xpos is one
@@ -36,9 +35,9 @@ class Level(nn.Module):
     def embed(self, x: Tensor, n: int, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """The last n of the embeddings x to tokens (b ⌈n/s⌉ d), and the rotary table of their positions."""
         tokens = self.norm_in(self.compress(x, n).to(x.dtype))  # autocast must not lower the residual stream
-        first = cache.length // self.stride if cache else 0
-        positions = torch.arange(first, first + tokens.shape[1], device=x.device) // self.chains
-        return tokens, self.rotary(positions, self.origin((first + tokens.shape[1] // 2) // self.chains, cache))
+        first, count = cache.length // self.stride if cache else 0, tokens.shape[1]
+        positions = torch.arange(first, first + count, device=x.device) // self.chains
+        return tokens, self.rotary(positions, self.origin((first + count // 2) // self.chains, cache))
 
     def origin(self, position: int, cache: Cache | None) -> int:
         """Where xpos is one: amid the first pass, later moved along with the keys, so that no long text overflows."""
@@ -47,7 +46,7 @@ class Level(nn.Module):
             fade = self.rotary.scale ** ((position - origin) / XPOS_SCALE_BASE)
             for block in self.blocks.values():
                 if block.attn is not None:
-                    cache[block.attn].rings[0].mul_(fade)
+                    cache[block.attn].ring[0].mul_(fade)
             cache[self] = origin = position
         return origin
 
@@ -85,10 +84,19 @@ class HierarchicalTransformer(
         self.losses = build_losses(config, max(self.dims))
         read = {*map(str, self.heads), *(i for modules in self.losses.values() for i in modules)}
         self.norms = nn.ModuleDict({i: nn.LayerNorm(self.dims[int(i)]) for i in sorted(read)})  # only what is read
-        self.apply(init_weights)
-        for name, weight in self.named_parameters():
-            if name.endswith("to_out.weight"):  # what is added to a residual stream begins at nothing
-                nn.init.zeros_(weight)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Linear maps keep the scale of their input, embeddings start small, additions to a residual stream at zero."""
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            elif isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+                if name.endswith("to_out"):
+                    nn.init.zeros_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(
         self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None
@@ -167,13 +175,3 @@ class HierarchicalTransformer(
         with suppress(EntryNotFoundError, ValueError):  # no card, on the hub or in a folder
             model.card = ModelCard.load(readme, token=kwargs["token"]).content
         return model
-
-
-def init_weights(module: nn.Module) -> None:
-    """Linear maps keep the scale of their input; embeddings start small."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)

@@ -7,8 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import ModelConfig
-from model.block import TokenShift
-from model.cache import Cache
 from model.levels import Compress, Merge, align
 
 POWERS = st.sampled_from([1, 2, 4, 8])
@@ -102,18 +100,3 @@ def test_merge_is_two_layers_over_the_normed_concatenation(targets, strides, n):
     for i, t in tokens.items():
         update = updates[targets.index(i)][:, :: strides[i]] if i in targets else 0
         torch.testing.assert_close(merged[i], t + update, atol=1e-5, rtol=1e-4)
-
-
-def test_token_shift_takes_half_from_before_in_the_same_chain():
-    x = torch.arange(1.0, 13.0).reshape(1, 3, 4)
-    shifted = TokenShift(1)(x)
-    assert torch.equal(shifted[..., :2], x[..., :2])
-    assert torch.equal(shifted[0, :, 2:], torch.tensor([[0.0, 0.0], [3.0, 4.0], [7.0, 8.0]]))
-    assert torch.equal(TokenShift(2)(x)[0, :, 2:], torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]]))
-
-
-@given(n=st.integers(1, 9), first=st.integers(1, 9), chains=st.sampled_from([1, 2, 4]))
-def test_token_shift_goes_on_where_its_cache_left_off(n, first, chains):
-    x, shift, cache = torch.randn(2, first + n, 4), TokenShift(chains), Cache()
-    pieces = [shift(x[:, :first], cache)] + [shift(x[:, t : t + 1], cache) for t in range(first, first + n)]
-    assert torch.equal(torch.cat(pieces, dim=1), shift(x))

@@ -1,7 +1,10 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from model.rotary import Rotary, rotate
+from model import Cache
+from model.block import Rotary, TokenShift, rotate
 
 
 def scores(q, k, positions, xpos):
@@ -30,3 +33,18 @@ def test_xpos_fades_with_distance():
 def test_low_precision_stays():
     table = Rotary(1, 1, 8)(torch.arange(3))
     assert rotate(torch.ones(1, 2, 3, 8, dtype=torch.bfloat16), table).dtype == torch.bfloat16
+
+
+def test_token_shift_takes_half_from_before_in_the_same_chain():
+    x = torch.arange(1.0, 13.0).reshape(1, 3, 4)
+    shifted = TokenShift(1)(x)
+    assert torch.equal(shifted[..., :2], x[..., :2])
+    assert torch.equal(shifted[0, :, 2:], torch.tensor([[0.0, 0.0], [3.0, 4.0], [7.0, 8.0]]))
+    assert torch.equal(TokenShift(2)(x)[0, :, 2:], torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]]))
+
+
+@given(n=st.integers(1, 9), first=st.integers(1, 9), chains=st.sampled_from([1, 2, 4]))
+def test_token_shift_goes_on_where_its_cache_left_off(n, first, chains):
+    x, shift, cache = torch.randn(2, first + n, 4), TokenShift(chains), Cache()
+    pieces = [shift(x[:, :first], cache)] + [shift(x[:, t : t + 1], cache) for t in range(first, first + n)]
+    assert torch.equal(torch.cat(pieces, dim=1), shift(x))
