@@ -36,6 +36,7 @@ PER_LEVEL = {
     "ff_mult": ("above 0", lambda v, c: is_number(v) and v > 0),
     "compress_type": ("conv, mean or attention", lambda v, c: v in ("conv", "mean", "attention")),
     "compress_mult": ("above 0", lambda v, c: is_number(v) and v > 0),
+    "window_sizes": ("null, or 0 and above", lambda v, c: v is None or is_int(v, 0)),
     "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_power_of_two(v) and v <= c),
     **{name: ("0 or above", lambda v, c: is_number(v) and v >= 0) for name in LOSS_WEIGHTS.values()},
 }
@@ -47,6 +48,7 @@ class LevelConfig:
 
     compression: int
     stride: int
+    chains: int  # interleaved ones that it attends along, axially, where its stride is below its compression
     layers: tuple[int, ...]  # those that it takes part in
     window: int  # keys a query sees, itself included, along its own chain; 0 = no attention
     loss_weights: dict[str, float]  # by the name of the loss
@@ -57,11 +59,6 @@ class LevelConfig:
     ff_mult: float
     compress_type: str
     compress_mult: float
-
-    @property
-    def chains(self) -> int:
-        """With a stride below its compression a level attends axially, in this many interleaved chains."""
-        return self.compression // self.stride
 
 
 @dataclass(frozen=True)
@@ -133,33 +130,30 @@ class ModelConfig:
                 problems.append(f"{name}: got {self.to_dict()[name]}, allowed: {allowed}")
             return fits
 
-        def check_levels(name: str, allowed: str, is_legal) -> None:
-            values, n = self.per_level(name), len(hierarchies)
-            fits = len(values) == n and all(map(is_legal, values, hierarchies))
-            check(name, fits, f"{allowed}; one for all or one for each of the {n} hierarchies {list(hierarchies)}")
-
-        distinct = len(set(hierarchies)) == len(hierarchies) > 0
-        powers = distinct and all(map(is_power_of_two, hierarchies))
-        if check("hierarchies", powers, "one or more distinct powers of two"):
+        legal = len(set(hierarchies)) == len(hierarchies) > 0 and all(map(is_power_of_two, hierarchies))
+        if check("hierarchies", legal, "one or more distinct powers of two"):
+            each = f"one for all or one for each of the {len(hierarchies)} hierarchies {list(hierarchies)}"
             for name, (allowed, is_legal) in PER_LEVEL.items():
-                check_levels(name, allowed, is_legal)
+                values = self.per_level(name)
+                fits = len(values) == len(hierarchies) and all(map(is_legal, values, hierarchies))
+                check(name, fits, f"{allowed}; {each}")
+            least = max(hierarchies)
+            check("seq_len", is_int(self.seq_len, least), f"at least the largest compression, {least}")
             check("num_tokens", is_int(self.num_tokens, 2), "at least 2")
-            largest = max(hierarchies)
-            if check("seq_len", is_int(self.seq_len, largest), f"at least the largest compression, {largest}"):
-                most = {c: self.seq_len // c for c in hierarchies}
-                allowed = "null, or 0 to seq_len / compression = " + ", ".join(f"{w} at {c}x" for c, w in most.items())
-                check_levels("window_sizes", allowed, lambda w, c: w is None or (is_int(w, 0) and w <= most[c]))
             known = self.predict_hierarchy in (None, *hierarchies)
             check("predict_hierarchy", known, f"null or one of {list(hierarchies)}")
             check("num_rollouts", is_int(self.num_rollouts, 1), "at least 1")
             check("dropout", is_number(self.dropout) and 0 <= self.dropout < 1, "0 to below 1")
-        if not problems:
+        if not problems:  # each by itself, that is; now beside one another
+            most = ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies)
+            windows = zip(self.per_level("window_sizes"), hierarchies, strict=True)
+            within = all(w is None or w <= self.seq_len // c for w, c in windows)
+            check("window_sizes", within, f"null, or 0 to seq_len / compression = {most}")
             shared = all(level.heads % level.kv_heads == 0 for level in self.levels)
             check("kv_heads", shared, f"divisors of heads = {self.heads}")
             predicting = self.levels if self.predict_use_all_hierarchy else [self.levels[self.predict_index]]
-            at_full_rate = any(level.stride == 1 for level in predicting)
             allowed = "a predicting level of stride 1, since its outputs are the predictions of every byte"
-            check("hierarchical_stride", at_full_rate, allowed)
+            check("hierarchical_stride", any(level.stride == 1 for level in predicting), allowed)
         if problems:
             raise ValueError("; ".join(problems))
 
@@ -168,9 +162,8 @@ class ModelConfig:
         value = getattr(self, name)
         if name == "hierarchical_stride" and value is None:
             value = self.hierarchies
-        if isinstance(value, tuple):
-            return value
-        return (value,) if name == "hierarchies" else (value,) * len(self.per_level("hierarchies"))
+        levels = len(self.hierarchies) if isinstance(self.hierarchies, tuple) else 1
+        return value if isinstance(value, tuple) else (value,) * levels
 
     @property
     def predict_index(self) -> int:
@@ -188,13 +181,13 @@ class ModelConfig:
         """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
         total, levels = self.layers, []
         for i, c in enumerate(self.per_level("hierarchies")):
-            own = {name: self.per_level(name)[i] for name in (*PER_LEVEL, "window_sizes")}
+            own = {name: self.per_level(name)[i] for name in PER_LEVEL}  # what is not taken out is named alike
             stride, depth, window = own.pop("hierarchical_stride"), own.pop("depth"), own.pop("window_sizes")
             layers = tuple(k for k in range(total) if (k + 1) * depth // total > k * depth // total)
             window = ceil(self.seq_len / c) if window is None else window
             weights = {loss: own.pop(name) for loss, name in LOSS_WEIGHTS.items()}
             own["kv_heads"] = own["kv_heads"] or own["heads"]
-            levels.append(LevelConfig(c, stride, layers, window, weights, **own))  # own: what is named alike
+            levels.append(LevelConfig(c, stride, c // stride, layers, window, weights, **own))
         return tuple(levels)
 
     def to_dict(self) -> dict:
