@@ -99,11 +99,9 @@ def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Te
     k, v = (F.pad(t, (0, 0, window, padding)).unfold(-2, window + block, block) for t in (k, v))
     k, v = (rearrange(t, "b h m d j -> m (b h) j d") for t in (k, v))
 
-    # A key's index counts from `window` before its block. Block 0 has nothing there but padding.
-    key = torch.arange(window + block, device=q.device)
-    query = rearrange(key[window:], "i -> i 1")
-    exists = rearrange(torch.arange(len(q), device=q.device) * block, "m -> m 1 1 1") + key >= window
-    visible = exists & (key <= query) & (key > query - window)
+    visible = torch.ones(block, window + block, dtype=torch.bool, device=q.device).tril(window).triu(1)
+    visible = repeat(visible, "i j -> m 1 i j", m=len(q)).clone()
+    visible[0, ..., :window] = False  # nothing but padding comes before the first block
     if mask is None:
         out = sdpa(q, k, v, visible)  # every query sees itself, so that no row is blind
     else:
