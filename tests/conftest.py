@@ -14,6 +14,9 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
+if hasattr(os, "sched_setaffinity"):  # of the runs, too: threads that wait for one another crawl on a busy machine
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
 settings.register_profile(
     "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
@@ -53,3 +56,24 @@ def command():
         )
 
     return run
+
+
+@pytest.fixture
+def train(workplace, command):
+    def run(name, *arguments, **options):
+        run_dir = workplace / name
+        config = () if "--resume" in arguments else ("--config", workplace / "tiny.yaml")
+        return run_dir, command("train.py", *config, "--run_dir", run_dir, *arguments, **options)
+
+    return run
+
+
+@pytest.fixture
+def whole(workplace, train):
+    """A run that went through, trained once for all tests."""
+    run_dir = workplace / "whole"
+    if not run_dir.exists():
+        _, done = train("whole", "--train.keep_checkpoints=9")
+        assert done.returncode == 0, done.stderr
+        (run_dir / "said.txt").write_text(done.stdout)
+    return run_dir

@@ -2,11 +2,8 @@
 
 import json
 import shutil
-import signal
 import subprocess
-import sys
 from math import log
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,50 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from data import DataConfig, open_corpus
 from model import HierarchicalTransformer
-from tests.conftest import ROOT
-
-# `--num_processes 2 --cpu` silently runs one process (accelerate issue 2741); this runs two, with gloo.
-LAUNCH_TWO = (sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
-LAUNCH_TWO += ("--main_process_port", "0")
-
-
-def metrics(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses(run_dir: Path) -> list[float]:
-    lines = metrics(run_dir)
-    assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))  # every step once, in order
-    return [line["loss"] for line in lines]
-
-
-def weights(run_dir: Path) -> dict[str, torch.Tensor]:
-    return load_file(sorted((run_dir / "checkpoints").iterdir())[-1] / "model.safetensors")
-
-
-def same(one: dict, other: dict) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
-@pytest.fixture
-def train(workplace, command):
-    def run(name, *arguments, **options):
-        run_dir = workplace / name
-        config = () if "--resume" in arguments else ("--config", workplace / "tiny.yaml")
-        return run_dir, command("train.py", *config, "--run_dir", run_dir, *arguments, **options)
-
-    return run
-
-
-@pytest.fixture
-def whole(workplace, train):
-    """A run that went through, trained once for all tests."""
-    run_dir = workplace / "whole"
-    if not run_dir.exists():
-        _, done = train("whole", "--train.keep_checkpoints=9")
-        assert done.returncode == 0, done.stderr
-        (run_dir / "said.txt").write_text(done.stdout)
-    return run_dir
+from tests.runs import losses, metrics
 
 
 def test_a_run_learns_and_leaves_everything_in_its_directory(whole):
@@ -68,7 +22,7 @@ def test_a_run_learns_and_leaves_everything_in_its_directory(whole):
     assert len(curve) == 12 and curve[-1] < curve[0] - 0.5
     scores = [line["validation_bits_per_byte"] for line in metrics(whole) if "validation_bits_per_byte" in line]
     assert len(scores) == 2 and scores[1] < scores[0]
-    assert [p.name for p in sorted((whole / "checkpoints").iterdir())] == [f"step-{n:08d}" for n in (5, 10, 12)]
+    assert [p.name for p in sorted((whole / "checkpoints").iterdir())] == [f"step-{n:08d}" for n in (0, 5, 10, 12)]
     assert "│" in (whole / "samples" / "step-00000012.txt").read_text()
     settings = yaml.safe_load((whole / "config.yaml").read_text())
     assert settings["model"]["dim"] == [16, 24] and settings["train"]["weight_decay"] == 0.1
@@ -80,71 +34,6 @@ def test_it_says_what_will_run_and_what_to_type_next(whole):
     for expected in ("cpu, 1 process", "float32", "level 4x", "FLOPs to train on a byte", "valid 1,"):
         assert expected in said
     assert f"python generate.py {whole}" in said and f"python evaluate.py {whole}" in said
-
-
-def test_a_run_cut_off_goes_on_to_the_same_weights(whole, workplace, train):
-    run_dir = workplace / "cut"
-    shutil.copytree(whole, run_dir)
-    shutil.rmtree(run_dir / "checkpoints" / "step-00000012")
-    with (run_dir / "checkpoints" / "step-00000010" / "optimizer.bin").open("r+b") as file:
-        file.seek(1000)
-        file.write(b"\x55\x55")
-    lines = (run_dir / "metrics.jsonl").read_text()
-    (run_dir / "metrics.jsonl").write_text(lines[: int(len(lines) * 0.6)])  # in the middle of a line
-    _, done = train("cut", "--resume")
-    assert done.returncode == 0, done.stderr
-    assert "step-00000010: optimizer.bin is not what was written" in done.stderr
-    assert "resuming from" in done.stdout and "step-00000005" in done.stdout
-    assert losses(run_dir) == losses(whole)
-    assert same(weights(run_dir), weights(whole))
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_resume_goes_on_at_the_next_step(workplace, train, number):
-    steps = ("--train.max_steps=2000", "--train.checkpoint_every=2000", "--train.validate_every=2000")
-    run_dir = workplace / f"stopped-{number}"
-    line = [sys.executable, "train.py", "--config", str(workplace / "tiny.yaml"), "--run_dir", str(run_dir), *steps]
-    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (run_dir / "metrics.jsonl").exists() or not (run_dir / "metrics.jsonl").read_text():
-        assert process.poll() is None, process.communicate()
-    process.send_signal(number)
-    said, complained = process.communicate()
-    assert process.returncode == 128 + number and "saving" in complained and "--resume" in said
-    at = len(losses(run_dir))
-    assert [p.name for p in (run_dir / "checkpoints").iterdir()] == [f"step-{at:08d}"]
-
-    _, done = train(run_dir.name, "--resume", f"--train.max_steps={at + 3}")
-    assert done.returncode == 0, done.stderr
-    assert len(losses(run_dir)) == at + 3
-    assert (
-        json.loads((sorted((run_dir / "checkpoints").iterdir())[-1] / "manifest.json").read_text())["state"]["step"]
-        == at + 3
-    )
-
-
-def test_processes_and_accumulation_change_nothing_but_rounding(whole, train):
-    cut, done = train("accumulated", "--train.batch_size=1", "--train.gradient_accumulation_steps=4")
-    assert done.returncode == 0, done.stderr
-    two, done = train("two", "--train.batch_size=2", launcher=LAUNCH_TWO, ACCELERATE_USE_CPU="true")
-    assert done.returncode == 0, done.stderr
-    assert "2 process" in done.stdout
-    for other in (cut, two):
-        np.testing.assert_allclose(losses(other), losses(whole), atol=1e-5)
-        for name, tensor in weights(whole).items():
-            torch.testing.assert_close(weights(other)[name], tensor, atol=1e-4, rtol=1e-3)
-        assert metrics(other)[-1]["validation_bits_per_byte"] == pytest.approx(
-            metrics(whole)[-1]["validation_bits_per_byte"], abs=1e-4
-        )
-
-
-def test_wandb_runs_offline_and_a_resume_is_the_same_run(workplace, train):
-    run_dir, done = train("watched", "--wandb.mode=auto", "--train.max_steps=6")
-    assert done.returncode == 0, done.stderr
-    assert len(list((run_dir / "wandb").glob("offline-run-*/*.wandb"))) == 1
-    _, done = train("watched", "--resume", "--train.max_steps=8")
-    assert done.returncode == 0, done.stderr
-    names = {p.name.rsplit("-", 1)[1] for p in (run_dir / "wandb").glob("offline-run-*")}
-    assert len(names) == 1 and len(losses(run_dir)) == 8
 
 
 @pytest.mark.parametrize("stride", [32, 7])

@@ -6,41 +6,64 @@ import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 
-from training.files import fresh_folder, replace, sha256, write_text
+from model import HierarchicalTransformer
+from training.files import filling, fresh_folder, replace, sha256, write_text
 
-MANIFEST = "manifest.json"  # every file's checksum, and the run's state; written last
+MANIFEST = "manifest.json"  # every other file's checksum; written last
+STATE = "state.json"
 
 
 @dataclass
 class RunState:
-    """Where a run stands, beside its weights, optimizer and random states."""
+    """Where a run stands, beside its weights, optimizer, gradient scaler and random states."""
 
     step: int = 0  # finished optimizer steps
+    seconds: float = 0.0  # of training, over all of the run's lives
+    validation: float = float("inf")  # the last one's bits per byte
     best_bits_per_byte: float = float("inf")
+    skipped_in_a_row: int = 0  # steps, the last ones, that were not finite
     tracker_id: str | None = None
 
 
 def save_checkpoint(accelerator: Accelerator, run_dir: Path, state: RunState, keep: int) -> None:
-    """Write checkpoints/step-N and drop all but the newest `keep`. Every process calls this."""
-    checkpoints = run_dir / "checkpoints"
-    temporary = checkpoints / ".writing"
+    """Write checkpoints/step-N; of the others only the newest and the best stay. Every process calls this.
+
+    Raises:
+        OSError: when it cannot be written; the checkpoints before it are as they were.
+    """
+    temporary = run_dir / "checkpoints" / ".writing"
     if accelerator.is_main_process:
         fresh_folder(temporary)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
+    with filling(temporary):
+        accelerator.save_state(str(temporary))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_text(temporary / STATE, json.dumps(asdict(state), indent=2))
+            files = {str(p.relative_to(temporary)): sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
+            write_text(temporary / MANIFEST, json.dumps({"sha256": files}, indent=2))
+            target = run_dir / "checkpoints" / f"step-{state.step:08d}"
+            shutil.rmtree(target, ignore_errors=True)  # a damaged one, if any
+            replace(temporary, target)
+            prune(run_dir, state.step, keep)
     accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        files = {str(p.relative_to(temporary)): sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()}
-        write_text(temporary / MANIFEST, json.dumps({"state": asdict(state), "sha256": files}, indent=2))
-        target = checkpoints / f"step-{state.step:08d}"
-        shutil.rmtree(target, ignore_errors=True)
-        replace(temporary, target)
-        for old in all_checkpoints(run_dir)[keep:]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
+
+
+def prune(run_dir: Path, step: int, keep: int) -> None:
+    """Drop all checkpoints but the newest `keep` up to a step, and the one with the best validation.
+
+    Those of later steps are of a life of the run that was not gone on with.
+    """
+    checkpoints = all_checkpoints(run_dir)
+    reached = [checkpoint for checkpoint in checkpoints if int(checkpoint.name.removeprefix("step-")) <= step]
+    kept = {*reached[:keep], min(reached, key=lambda checkpoint: read_state(checkpoint).validation)}
+    for checkpoint in checkpoints:
+        if checkpoint not in kept:
+            shutil.rmtree(checkpoint)
 
 
 def all_checkpoints(run_dir: Path) -> list[Path]:
@@ -48,11 +71,19 @@ def all_checkpoints(run_dir: Path) -> list[Path]:
     return sorted((run_dir / "checkpoints").glob("step-*"), reverse=True)
 
 
+def read_state(checkpoint: Path) -> RunState:
+    """A checkpoint's record of where the run stood; of nowhere when it is damaged."""
+    try:
+        return RunState(**json.loads((checkpoint / STATE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return RunState()
+
+
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint folder; None when it is whole."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())["sha256"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     for name, checksum in files.items():
         if not (checkpoint / name).is_file():
@@ -73,19 +104,39 @@ def newest_whole_checkpoint(run_dir: Path) -> Path | None:
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> RunState:
-    """Put weights, optimizer and random states back. Every process calls this."""
+    """Put weights, optimizer, scaler and random states back. Every process calls this.
+
+    On another number of processes than it was written by, those that are new keep the random states they have.
+
+    Raises:
+        ValueError: when the checkpoint is sharded and this run is not, or the other way round.
+    """
+    sharded, sharding = (checkpoint / "pytorch_model_fsdp_0").is_dir(), accelerator.distributed_type == "FSDP"
+    if sharded != sharding:
+        ways = {True: "with FSDP", False: "without FSDP"}
+        raise ValueError(f"resume: {checkpoint} was written {ways[sharded]}, this run is {ways[sharding]}")
     accelerator.load_state(str(checkpoint))
-    return RunState(**json.loads((checkpoint / MANIFEST).read_text())["state"])
+    accelerator.step = 0  # accumulation begins anew, perhaps over another number of batches
+    return read_state(checkpoint)
 
 
-def save_best_model(accelerator: Accelerator, model: nn.Module, run_dir: Path) -> None:
-    """Replace RUN_DIR/model by the weights of now, as safetensors with their config."""
-    state_dict = accelerator.get_state_dict(model)
+def save_best_model(accelerator: Accelerator, model: nn.Module, card: str, run_dir: Path) -> None:
+    """Replace RUN_DIR/model by the weights of now, as safetensors with their config and card. Every process calls this.
+
+    Raises:
+        OSError: when it cannot be written.
+    """
+    weights = accelerator.get_state_dict(model)  # whole on the main process, even where the model is sharded
     if not accelerator.is_main_process:
         return
+    with torch.device("meta"):
+        whole = HierarchicalTransformer(**accelerator.unwrap_model(model).config.to_dict())
+    whole.load_state_dict(weights, assign=True)
+    whole.card = card
     temporary = fresh_folder(run_dir / ".model")
-    accelerator.unwrap_model(model).save_pretrained(temporary, state_dict=state_dict)
-    (run_dir / "model").mkdir(exist_ok=True)
-    for file in temporary.iterdir():
-        replace(file, run_dir / "model" / file.name)
+    with filling(temporary):
+        whole.save_pretrained(temporary)
+        (run_dir / "model").mkdir(exist_ok=True)
+        for file in temporary.iterdir():
+            replace(file, run_dir / "model" / file.name)
     temporary.rmdir()

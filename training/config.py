@@ -26,8 +26,10 @@ class TrainConfig:
     """sequences a process takes through the model at once; times processes times accumulation = global batch"""
     gradient_accumulation_steps: int = 1
     """batches whose gradients make one step"""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the matrices of blocks and merges with adamw for the rest (arXiv 2502.16982)"""
     learning_rate: float = 1e-3
-    """peak learning rate of AdamW"""
+    """peak learning rate, of both optimizers"""
     min_learning_rate: float = 1e-4
     """where the cosine ends, at max_steps"""
     warmup_steps: int = 100
@@ -38,12 +40,20 @@ class TrainConfig:
     """running averages of AdamW: gradients and their squares"""
     grad_clip: float = 1.0
     """largest norm of the gradient; 0 = no clipping"""
+    max_skipped_steps: int = 10
+    """steps in a row whose loss or gradient is not finite, each of them skipped, before the run stops"""
     seed: int = 0
     """of the weights, the batches, dropout and samples"""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
     """auto = what `accelerate launch` was told, else bf16 on a GPU that has it, else no"""
+    tf32: bool = False
+    """let a GPU multiply float32 matrices in TF32: faster, with 10 bits of mantissa"""
+    compile: bool = False
+    """compile the blocks with torch.compile: slower to start, faster to run"""
+    activation_checkpointing: bool = False
+    """compute a block again in the backward pass instead of keeping what is inside it: slower, in less memory"""
     log_every: int = 10
-    """steps between two lines of metrics"""
+    """steps between two writes of metrics, which have a line for every step"""
     validate_every: int = 250
     """steps between two validations; the best model so far is kept in RUN_DIR/model"""
     validate_bytes: int = 65_536
@@ -55,11 +65,11 @@ class TrainConfig:
     checkpoint_every: int = 500
     """steps between two checkpoints"""
     keep_checkpoints: int = 2
-    """newest checkpoints that are kept"""
+    """newest checkpoints that are kept, beside the one with the best validation"""
 
     def __post_init__(self):
         at_least_one = ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "validate_every")
-        at_least_one += ("validate_bytes", "checkpoint_every", "keep_checkpoints")
+        at_least_one += ("validate_bytes", "checkpoint_every", "keep_checkpoints", "max_skipped_steps")
         bounds = dict.fromkeys(at_least_one, 1)
         bounds |= dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip", "seed"), 0)
         bounds |= dict.fromkeys(("min_learning_rate", "sample_every", "sample_length"), 0)
@@ -86,6 +96,8 @@ class WandbConfig:
     """wandb project"""
     name: str | None = None
     """name of the run; the run directory's own when null"""
+    log_model: bool = False
+    """keep the best model at wandb, too, as an artifact with a version for each time it got better"""
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
 """Bits per byte: how well a model predicts bytes, each counted once."""
 
 from collections.abc import Iterator
-from math import log
+from math import ceil, log
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from einops import rearrange
 from torch import nn
+
+from data import spread_windows
 
 
 @torch.no_grad()
@@ -37,6 +40,25 @@ def window_nats(
         nats = F.cross_entropy(rearrange(logits.float(), "b n v -> b v n"), ids[:, 1:], reduction="none")
         yield nats.cpu().double().numpy()[index[:, 1:] >= first_scored[i : i + batch_size, None]]
     model.train(was_training)
+
+
+def validate(
+    accelerator: Accelerator, model: nn.Module, data: np.ndarray, seq_len: int, batch_size: int, count_bytes: int
+) -> float:
+    """Bits per byte of about `count_bytes` of a split, evenly spread, over all processes together.
+
+    The windows are the same on any number of processes. Each process runs as many batches as the others, all of the
+    same shape, as sharded models need; windows that are there to fill up score nothing.
+    """
+    starts = spread_windows(len(data), seq_len, count_bytes)
+    together = batch_size * accelerator.num_processes
+    filled = np.pad(starts, (0, ceil(len(starts) / together) * together - len(starts)))
+    first_scored = np.where(np.arange(len(filled)) < len(starts), filled + 1, len(data))
+    mine = slice(accelerator.process_index, None, accelerator.num_processes)
+    with torch.compiler.set_stance("force_eager"):  # not another graph for every shape
+        scores = window_nats(model, data, filled[mine], first_scored[mine], seq_len, batch_size, accelerator.device)
+        nats = torch.tensor([sum(nats.sum() for nats in scores)], dtype=torch.float32, device=accelerator.device)
+    return bits_per_byte(accelerator.reduce(nats, "sum").item(), len(starts) * seq_len)
 
 
 def bits_per_byte(nats: float, count: float) -> float:

@@ -3,7 +3,11 @@
 import hashlib
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -28,6 +32,16 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Whatever a library raises while it writes into a folder becomes an OSError that names it, and the folder goes."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors on a full disk
+        shutil.rmtree(folder, ignore_errors=True)  # there may be no room for half of what was wanted
+        raise OSError(f"cannot write {folder}: {error}") from error
 
 
 def fresh_folder(path: Path) -> Path:

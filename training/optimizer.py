@@ -1,4 +1,4 @@
-"""AdamW, and its learning rate as a pure function of the step, so that there is nothing to save."""
+"""AdamW, or Muon with AdamW, and a learning rate that is a pure function of the step, so that there is none to save."""
 
 from math import cos, pi
 
@@ -8,13 +8,46 @@ from torch import nn
 from training.config import TrainConfig
 
 
+class MuonAdamW(torch.optim.Optimizer):
+    """Muon (arXiv 2502.16982) for some parameters and AdamW for the others, stepped and saved as one optimizer.
+
+    Args:
+        groups: parameter groups of `torch.optim.Optimizer`, of which those with `muon=True` hold 2-D matrices only.
+    """
+
+    def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float]):
+        muon, others = ([group for group in groups if group["muon"] == flag] for flag in (True, False))
+        # Updates of Muon as large as AdamW's, so that one learning rate fits both.
+        self.parts = {
+            True: torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw"),
+            False: torch.optim.AdamW(others, lr=lr, betas=betas, fused=True),
+        }
+        super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for flag, part in self.parts.items():  # a loaded state or a sharded model brings other dicts and parameters
+            part.state, part.param_groups = self.state, [group for group in self.param_groups if group["muon"] == flag]
+            part.step()
+        return loss
+
+
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW (arXiv 1711.05101) with decay on the matrices of linear maps alone."""
-    matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) in matrices], "weight_decay": config.weight_decay},
-        {"params": [p for p in model.parameters() if id(p) not in matrices], "weight_decay": 0.0},
-    ]
+    """The configured optimizer; the matrices of linear maps have weight decay, nothing else has."""
+    matrices = {name + ".weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    hidden = {name for name in matrices if name.startswith(("levels.", "merges."))}  # Muon is not for logits
+
+    def group(names: set[str], **options) -> dict:
+        return {"params": [p for name, p in model.named_parameters() if name in names], **options}
+
+    rest = {name for name, _ in model.named_parameters()} - matrices
+    decay = {"weight_decay": config.weight_decay}
+    if config.optimizer == "muon":
+        groups = [group(hidden, **decay), group(matrices - hidden, **decay), group(rest, weight_decay=0.0)]
+        groups = [one | {"muon": i == 0} for i, one in enumerate(groups) if one["params"]]
+        return MuonAdamW(groups, lr=config.learning_rate, betas=config.betas)
+    groups = [group(matrices, **decay), group(rest, weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 

@@ -3,19 +3,23 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import Accelerator
 
+from training.checkpoints import all_checkpoints, damage
 from training.config import Config
 from training.files import write_text
 
 # What may differ on --resume without making it another run.
 FREE = {"run_dir", "wandb"}
 FREE_IN_TRAIN = {"log_every", "validate_every", "validate_bytes", "sample_every", "sample_length"}
-FREE_IN_TRAIN |= {"checkpoint_every", "keep_checkpoints", "max_steps", "mixed_precision"}
+FREE_IN_TRAIN |= {"checkpoint_every", "keep_checkpoints", "max_skipped_steps", "max_steps"}
+FREE_IN_TRAIN |= {"mixed_precision", "tf32", "compile", "activation_checkpointing"}
 FREE_IN_TRAIN |= {"batch_size", "gradient_accumulation_steps"}  # their product with the processes is what counts
 
 
@@ -59,12 +63,27 @@ def check_same_run(now: dict, then: dict, run_dir: Path) -> None:
         raise ValueError(f"run_dir: {run_dir} holds another run's config: " + "; ".join(differences))
 
 
+class Diverged(Exception):
+    """Too many steps in a row were not finite."""
+
+
+@contextmanager
+def run_errors(run_dir: Path) -> Iterator[None]:
+    """End with one line that says how to go on, and exit code 1, when a disk, a GPU or the numbers fail a run."""
+    try:
+        yield
+    except (OSError, torch.AcceleratorError, torch.OutOfMemoryError, Diverged) as error:
+        last = next((c for c in all_checkpoints(run_dir) if damage(c) is None), None)
+        resume = f"; {last} is whole: go on with --run_dir {run_dir} --resume" if last else ""
+        print(f"error: {' '.join(str(error).split())}{resume}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
 class StopSignal:
     """SIGINT (Ctrl-C) and SIGTERM ask a run to save and leave after the step it is in; a second one leaves at once."""
 
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
-        self.number = 0
+    def __init__(self):
+        self.number = 0  # of the signal that came
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
 
@@ -73,13 +92,6 @@ class StopSignal:
             os._exit(128 + number)
         self.number = number
         print(f"\n{signal.Signals(number).name}: saving after this step; once more leaves at once", file=sys.stderr)
-
-    def requested(self) -> bool:
-        """Whether any process was told to stop, which all of them learn at the same step."""
-        if self.accelerator.num_processes > 1:
-            numbers = self.accelerator.gather(torch.tensor([self.number], device=self.accelerator.device))
-            self.number = int(numbers.max())
-        return self.number != 0
 
     def leave(self) -> None:
         """Exit as a shell expects of a program that a signal ended; does nothing if none came."""

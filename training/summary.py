@@ -1,14 +1,44 @@
-"""What will run, counted before it runs."""
+"""What a run says of itself: what will run, counted before it runs, how it ended, and the best model's card."""
 
 from math import ceil
+from pathlib import Path
 
 import torch
 import yaml
+from accelerate import Accelerator
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from data import Corpus
 from model import Attend, HierarchicalTransformer, ModelConfig
+from training.checkpoints import RunState
 from training.config import Config
+from training.speed import flops_per_byte
+
+
+def introduce(config: Config, accelerator: Accelerator, model: HierarchicalTransformer, corpus: Corpus) -> None:
+    """Say what will run."""
+    parts = count_parameters(model)
+    train, flops, threads = config.train, flops_per_byte(config.model), torch.get_num_threads()
+    sequences = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
+    sizes = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
+    print(f"device      {accelerator.device}, {accelerator.num_processes} process(es), {threads} threads")
+    print(f"precision   {'float32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}")
+    print(f"corpus      {corpus.name}: {sizes} bytes, from {corpus.source}")
+    print(f"parameters  {sum(parts.values()):,}: " + ", ".join(f"{name} {size:,}" for name, size in parts.items()))
+    print(f"attention   {attention_kernels(config.model, accelerator.device.type)}")
+    print(f"compute     {human(3 * flops)}FLOPs to train on a byte ({human(flops)}forward)")
+    print(f"run         {train.max_steps:,} steps of {sequences} × {config.model.seq_len} bytes, in {config.run_dir}")
+
+
+def conclude(state: RunState, run_dir: Path, max_steps: int) -> None:
+    """Say how the run ended, and what to type next."""
+    best = f"best {state.best_bits_per_byte:.4f} bits per byte"
+    print(f"{state.step:,} of {max_steps:,} steps, {state.seconds:.0f} s, {best}")
+    if state.step < max_steps:
+        print(f"go on with   accelerate launch train.py --run_dir {run_dir} --resume")
+    if (run_dir / "model").is_dir():
+        print(f'sample with  python generate.py {run_dir} --prompt "The "')
+        print(f"score with   python evaluate.py {run_dir} --split test", flush=True)
 
 
 def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
@@ -23,19 +53,6 @@ def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
     parts["merge"] = size(model.merges)
     parts["output"] = size(model.norms) + size(model.to_logits) + size(model.losses)
     return parts
-
-
-def flops_per_byte(config: ModelConfig) -> float:
-    """Floating-point operations of one forward pass at full length, a byte; a training step takes three times as many.
-
-    Counts matrix products and attention as the plain path would do them, on a model without storage.
-    """
-    with torch.device("meta"):
-        model = HierarchicalTransformer(**config.to_dict())
-        ids = torch.zeros(1, config.seq_len, dtype=torch.long)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(ids)
-    return counter.get_total_flops() / config.seq_len
 
 
 def attention_kernels(config: ModelConfig, device: str) -> str:

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+from math import isfinite
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -25,15 +27,65 @@ class MetricsFile:
         self.path = path
 
     def append(self, lines: list[dict]) -> list[dict]:
-        """Write the lines that are new, all at once, to the disk; returns them."""
+        """Write the lines that are new, all at once, to the disk; returns them. What is not finite becomes null."""
         lines = [line for line in lines if line["step"] > self.last_step]
         if lines:
             with self.path.open("a", encoding="utf-8") as file:
-                file.write("".join(json.dumps(line) + "\n" for line in lines))
+                file.write("".join(json.dumps(finite(line)) + "\n" for line in lines))
                 file.flush()
                 os.fsync(file.fileno())
             self.last_step = lines[-1]["step"]
         return lines
+
+
+def finite(line: dict) -> dict:
+    """The same with null, which JSON has, for the numbers that it has not."""
+    return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in line.items()}
+
+
+class Dashboard:
+    """A run at Weights & Biases, on the main process; nothing happens where it is disabled."""
+
+    def __init__(self, accelerator: Accelerator, config: Config, state: RunState):
+        """Begin the dashboard, or go on with that of `state`. Every process calls this."""
+        self.run, self.table, self.log_model = None, None, config.wandb.log_model
+        if config.wandb.mode == "disabled":
+            return
+        run_dir = Path(config.run_dir)
+        mode = wandb_mode(config) if accelerator.is_main_process else "disabled"
+        options = {"mode": mode, "dir": str(run_dir), "name": config.wandb.name or run_dir.name}
+        if state.tracker_id:
+            options |= {"id": state.tracker_id, "resume": "allow"}
+        settings = config.to_dict() | {"code_version": code_version()}
+        accelerator.init_trackers(config.wandb.project, config=settings, init_kwargs={"wandb": options})
+        if accelerator.is_main_process:
+            import wandb
+
+            self.run = accelerator.get_tracker("wandb", unwrap=True)
+            self.table = wandb.Table(["step", "text"], log_mode="INCREMENTAL")
+            state.tracker_id = self.run.id
+
+    def log(self, lines: list[dict]) -> None:
+        """Figures of steps, as they stand in metrics.jsonl."""
+        for line in lines if self.run else ():
+            self.run.log({k: v for k, v in line.items() if k not in ("step", "offsets")}, step=line["step"])
+
+    def log_sample(self, step: int, text: str) -> None:
+        """One more row of the table of samples."""
+        if self.run:
+            self.table.add_data(step, text)
+            self.run.log({"samples": self.table})
+
+    def log_best_model(self, folder: Path, step: int, score: float) -> None:
+        """The best model's folder, as a new version of the run's artifact, if that is wanted."""
+        if self.run and self.log_model:
+            import wandb
+
+            artifact = wandb.Artifact(
+                f"model-{self.run.id}", "model", metadata={"step": step, "validation_bits_per_byte": score}
+            )
+            artifact.add_dir(str(folder))
+            self.run.log_artifact(artifact, aliases=["best", f"step-{step}"])
 
 
 def wandb_mode(config: Config) -> str:
@@ -47,13 +99,10 @@ def wandb_mode(config: Config) -> str:
     return "online" if wandb.login(prompt=False) else "offline"
 
 
-def start_wandb(accelerator: Accelerator, config: Config, state: RunState) -> None:
-    """Begin, or go on with, the run's dashboard. Every process calls this."""
-    run_dir = Path(config.run_dir)
-    mode = wandb_mode(config) if accelerator.is_main_process else "disabled"
-    options = {"mode": mode, "dir": str(run_dir), "name": config.wandb.name or run_dir.name}
-    if state.tracker_id:
-        options |= {"id": state.tracker_id, "resume": "allow"}
-    accelerator.init_trackers(config.wandb.project, config=config.to_dict(), init_kwargs={"wandb": options})
-    if accelerator.is_main_process:
-        state.tracker_id = accelerator.get_tracker("wandb", unwrap=True).id
+def code_version() -> str:
+    """The commit of this code, with a + if it was changed since; unknown outside a git checkout."""
+    git = ["git", "-C", str(Path(__file__).parents[1]), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,117 @@
+"""The same maths however a run is spread: processes, accumulation, and what is kept for the backward pass."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.runs import LAUNCH_TWO, checkpoints, losses, metrics, weights
+
+ONE = {"launcher": ()}
+TWO = {"launcher": LAUNCH_TWO, "ACCELERATE_USE_CPU": "true"}
+WAYS = {  # processes x sequences a process x accumulation: always 8 sequences a step
+    "1x8x1": (ONE, "--train.batch_size=8"),
+    "2x4x1": (TWO, "--train.batch_size=4"),
+    "1x2x4": (ONE, "--train.batch_size=2", "--train.gradient_accumulation_steps=4"),
+    "2x2x2": (TWO, "--train.batch_size=2", "--train.gradient_accumulation_steps=2"),
+}
+ALL_LOSSES = ("recon", "prophet", "next_latent", "quantizer")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_processes_and_accumulation_change_nothing_but_rounding(train, optimizer):
+    tolerance = {"adamw": 1e-5, "muon": 2e-3}[optimizer]  # Muon orthogonalises in bfloat16
+    weighted = [f"--model.{name}_loss_weight=0.1" for name in ALL_LOSSES]
+    runs = {}
+    for name, (how, *options) in WAYS.items():
+        run_dir, done = train(f"{name}-{optimizer}", f"--train.optimizer={optimizer}", *weighted, *options, **how)
+        assert done.returncode == 0, done.stderr
+        assert f"{name[0]} process(es)" in done.stdout and "8 × 32 bytes" in done.stdout
+        runs[name] = run_dir
+    first = runs.pop("1x8x1")
+    for other in runs.values():
+        for one, same in zip(metrics(first), metrics(other), strict=True):
+            for key in ("loss", "cross_entropy", "reconstruction", "prophet", "next_latent", "quantizer"):
+                assert same[key] == pytest.approx(one[key], abs=tolerance), (other.name, one["step"], key)
+            for key in ("gradient_norm", "activation/1x", "activation/4x"):
+                assert same[key] == pytest.approx(one[key], rel=1000 * tolerance), (other.name, one["step"], key)
+        for name, tensor in weights(first).items():
+            torch.testing.assert_close(weights(other)[name], tensor, atol=10 * tolerance, rtol=100 * tolerance)
+        last = [metrics(run)[-1]["validation_bits_per_byte"] for run in (first, other)]
+        assert last[1] == pytest.approx(last[0], abs=10 * tolerance)
+        samples = [(run / "samples" / "step-00000012.txt").read_text() for run in (first, other)]
+        assert samples[0][:60] == samples[1][:60]
+
+
+def test_a_resume_on_another_number_of_processes_goes_on_in_the_same_order(whole, train):
+    """To step 6 on two processes, and from there to the end on one."""
+    other, done = train("moved", "--train.batch_size=2", "--train.checkpoint_every=6", **TWO)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(checkpoints(other)[-1])
+    lines = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (other / "metrics.jsonl").write_text("".join(lines[:6]))
+    _, done = train("moved", "--resume", "--train.batch_size=4", **ONE)
+    assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stdout and "step-00000006" in done.stdout
+    np.testing.assert_allclose(losses(other), losses(whole), atol=1e-5)
+
+
+def test_activation_checkpointing_changes_no_bit(train):
+    runs = []
+    for flag in ("false", "true"):
+        run_dir, done = train(f"recomputed-{flag}", f"--train.activation_checkpointing={flag}", "--model.dropout=0.1")
+        assert done.returncode == 0, done.stderr
+        runs.append(run_dir)
+    assert losses(runs[0]) == losses(runs[1])
+    assert all(torch.equal(weights(runs[0])[name], weights(runs[1])[name]) for name in weights(runs[0]))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_fsdp2_trains_saves_resumes_and_evaluates(train, command, optimizer):
+    """Two sharded processes end as one process does; their best model is a whole one."""
+    options = (f"--train.optimizer={optimizer}", "--train.checkpoint_every=6", "--model.next_latent_loss_weight=0.1")
+    one, done = train(f"unsharded-{optimizer}", *options)
+    assert done.returncode == 0, done.stderr
+    sharded = TWO | {"ACCELERATE_USE_FSDP": "true"}
+    run_dir, done = train(f"sharded-{optimizer}", "--train.batch_size=2", *options, **sharded)
+    assert done.returncode == 0, done.stderr
+    assert (checkpoints(run_dir)[-1] / "pytorch_model_fsdp_0" / "__1_0.distcp").is_file()
+    tolerance = {"adamw": 1e-5, "muon": 5e-3}[optimizer]
+    np.testing.assert_allclose(losses(run_dir), losses(one), atol=tolerance)
+    last = metrics(one)[-1], metrics(run_dir)[-1]
+    for key in ("validation_bits_per_byte", "gradient_norm", "update_ratio"):
+        assert last[0][key] == pytest.approx(last[1][key], rel=100 * tolerance)
+
+    scores = [command("evaluate.py", run, "--split", "test").stdout.splitlines()[-1] for run in (one, run_dir)]
+    one_score, sharded_score = (json.loads(score)["bits_per_byte"] for score in scores)
+    assert one_score == pytest.approx(sharded_score, abs=10 * tolerance)
+
+    through = losses(run_dir)
+    shutil.rmtree(checkpoints(run_dir)[-1])
+    (run_dir / "metrics.jsonl").unlink()
+    _, done = train(f"sharded-{optimizer}", "--resume", **sharded)
+    assert done.returncode == 0 and "step-00000006" in done.stdout, done.stderr
+    assert [line["loss"] for line in metrics(run_dir)] == through[6:]
+
+    _, done = train(f"sharded-{optimizer}", "--resume", "--train.batch_size=4")
+    assert done.returncode == 2 and "was written with FSDP, this run is without FSDP" in done.stderr
+
+
+def test_compiled_blocks_train_alike_and_are_not_compiled_again(whole, train):
+    run_dir, done = train(
+        "compiled", "--train.compile=true", "--train.sample_every=4", TORCH_LOGS="recompiles,graph_code"
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(losses(run_dir), losses(whole), atol=1e-4)
+    assert done.stderr.count("TRACED GRAPH") == 2  # one for each level, for training, validation and samples
+    assert metrics(run_dir)[-1]["validation_bits_per_byte"] == pytest.approx(
+        metrics(whole)[-1]["validation_bits_per_byte"], abs=1e-3
+    )
+    assert weights(run_dir).keys() == weights(whole).keys()
+
+
+def test_fp16_without_a_gpu_is_refused(train):
+    _, done = train("halves", "--train.mixed_precision=fp16")
+    assert done.returncode == 2 and "train.mixed_precision: got fp16 on cpu, allowed there: no or bf16" in done.stderr

@@ -1,0 +1,200 @@
+"""Nothing is lost: kills at any moment, damaged checkpoints, signals, full disks and numbers that are not finite."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from tests.conftest import ROOT
+from tests.runs import LAUNCH, LAUNCH_TWO, checkpoints, losses, metrics, same, weights
+from training.checkpoints import damage, read_state
+
+LONG = ("--train.max_steps=300", "--train.log_every=1", "--train.checkpoint_every=8", "--train.validate_every=60")
+LONG += ("--model.dropout=0.1",)  # so that random states count
+
+
+def start(workplace: Path, run_dir: Path, *options, launcher=(sys.executable,), **environment) -> subprocess.Popen:
+    config = () if "--resume" in options else ("--config", str(workplace / "tiny.yaml"))
+    line = [*launcher, "train.py", *config, "--run_dir", str(run_dir), *options]
+    return subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+    )
+
+
+def kill_all(process: subprocess.Popen) -> None:
+    """SIGKILL for a launcher and all that it started, at once."""
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for member in family:
+        member.kill()
+    process.communicate()
+    psutil.wait_procs(family)
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+@pytest.mark.parametrize(("launcher", "kills"), [(LAUNCH, 12), (LAUNCH_TWO, 8)], ids=["1 process", "2 processes"])
+def test_a_run_killed_again_and_again_ends_with_the_same_weights(workplace, launcher, kills):
+    """Some kills come at random steps, others when a checkpoint is half written."""
+    environment = {"ACCELERATE_USE_CPU": "true"}
+    whole, cut = (workplace / f"{name}-{len(launcher)}" for name in ("through", "killed"))
+    process = start(workplace, whole, *LONG, launcher=launcher, **environment)
+    said, complained = process.communicate()
+    assert process.returncode == 0, complained
+    assert f"{2 if launcher is LAUNCH_TWO else 1} process(es)" in said
+
+    chance, half_written = random.Random(0), 0
+    for life in range(kills):
+        writing, lines = cut / "checkpoints" / ".writing", cut / "metrics.jsonl"
+        process = start(workplace, cut, *(("--resume",) if life else LONG), launcher=launcher, **environment)
+        shutil.rmtree(writing, ignore_errors=True)
+        before, steps = size(lines), chance.randint(0, 20)
+        while process.poll() is None:
+            if life % 2 and size(lines) > before and writing.exists():
+                time.sleep(chance.random() * 0.005)  # into the middle of it
+                break
+            if not life % 2 and size(lines) > before + 200 * steps:
+                break
+            time.sleep(0.0005)
+        assert process.poll() is None, process.communicate()
+        kill_all(process)
+        half_written += writing.exists()
+    assert half_written >= 3
+
+    process = start(workplace, cut, "--resume", launcher=launcher, **environment)
+    said, complained = process.communicate()
+    assert process.returncode == 0, complained
+    assert losses(cut) == losses(whole) and len(losses(cut)) == 300
+    assert same(weights(cut), weights(whole))
+    optimizers = [torch.load(checkpoints(run)[-1] / "optimizer.bin")["state"] for run in (cut, whole)]
+    assert all(same(*states) for states in zip(*(o.values() for o in optimizers), strict=True))
+
+
+def harm(file: Path, how: str, chance: random.Random) -> None:
+    content = bytearray(file.read_bytes())
+    if how == "deleted":
+        file.unlink()
+    elif how == "truncated":
+        file.write_bytes(content[: chance.randrange(len(content))])
+    else:
+        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped", "deleted"])
+def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(whole, workplace, train, how):
+    chance, run_dir = random.Random(how), workplace / how
+    newest = checkpoints(whole)[-1]
+    assert damage(newest) is None
+    for file in sorted(newest.iterdir()):  # any damage to any file is seen
+        for trial in range(20):
+            copy = workplace / "copy" / newest.name
+            shutil.copytree(newest, copy)
+            harm(copy / file.name, how, chance)
+            assert file.name in damage(copy) or "manifest.json" in file.name, (file, trial)
+            shutil.rmtree(copy)
+
+    shutil.copytree(whole, run_dir)
+    shutil.rmtree(checkpoints(run_dir)[-1])
+    victim = chance.choice(sorted(checkpoints(run_dir)[-1].iterdir()))
+    harm(victim, how, chance)
+    text = (run_dir / "metrics.jsonl").read_text()
+    (run_dir / "metrics.jsonl").write_text(text[: int(len(text) * 0.6)])  # and a line is cut off, too
+    _, done = train(how, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "passing over damaged checkpoint" in done.stderr and "step-00000010" in done.stderr
+    assert victim.name in done.stderr
+    assert "resuming from" in done.stdout and "step-00000005" in done.stdout
+    assert losses(run_dir) == losses(whole)
+    assert same(weights(run_dir), weights(whole))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_goes_on_at_the_next_step(workplace, train, number):
+    steps = ("--train.max_steps=2000", "--train.checkpoint_every=2000", "--train.validate_every=2000")
+    run_dir = workplace / f"stopped-{number}"
+    process = start(workplace, run_dir, *steps)
+    while not size(run_dir / "metrics.jsonl"):
+        assert process.poll() is None, process.communicate()
+    process.send_signal(number)
+    said, complained = process.communicate()
+    assert process.returncode == 128 + number and "saving" in complained and "--resume" in said
+    at = len(losses(run_dir))
+    assert [p.name for p in checkpoints(run_dir)] == ["step-00000000", f"step-{at:08d}"]
+
+    _, done = train(run_dir.name, "--resume", f"--train.max_steps={at + 3}")
+    assert done.returncode == 0, done.stderr
+    assert len(losses(run_dir)) == at + 3
+    assert read_state(checkpoints(run_dir)[-1]).step == at + 3
+
+
+def test_a_second_signal_leaves_at_once(workplace):
+    run_dir = workplace / "stopped-twice"
+    process = start(workplace, run_dir, "--train.max_steps=2000000", "--train.checkpoint_every=1000000")
+    while not size(run_dir / "metrics.jsonl"):
+        assert process.poll() is None, process.communicate()
+    os.kill(process.pid, signal.SIGSTOP)  # so that both are there before the step ends
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    process.communicate()
+    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    assert [p.name for p in checkpoints(run_dir)] == ["step-00000000"]
+
+
+def test_only_the_newest_and_the_best_checkpoints_stay(workplace, train):
+    """The rate goes up so far that the second validation is worse than the first."""
+    options = ("--train.max_steps=24", "--train.checkpoint_every=4", "--train.validate_every=4")
+    options += ("--train.warmup_steps=1000", "--train.learning_rate=400", "--train.keep_checkpoints=2")
+    run_dir, done = train("worse", *options)
+    assert done.returncode == 0, done.stderr
+    scores = {line["step"]: line["validation_bits_per_byte"] for line in metrics(run_dir) if line["step"] % 4 == 0}
+    best = min(scores, key=scores.get)
+    assert best < 20
+    assert [p.name for p in checkpoints(run_dir)] == [f"step-{n:08d}" for n in (best, 20, 24)]
+
+
+class TestFailures:
+    """One line that says what failed and how to go on, exit code 1, and the last checkpoint whole."""
+
+    def is_one_line(self, done, *expected):
+        assert done.returncode == 1, done.stderr
+        lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1 and "Traceback" not in done.stderr
+        for text in expected:
+            assert text in lines[0]
+
+    def test_of_a_disk_that_fills_up(self, whole, workplace, train):
+        """Files may not grow past 200 KiB, which a checkpoint of the same run at a larger width does."""
+        limited = ("bash", "-c", 'ulimit -f 200; exec "$0" "$@"', sys.executable)
+        _, done = train("filled", "--model.dim=[64,96]", launcher=limited)
+        self.is_one_line(done, "cannot write", "checkpoints")
+        assert not (workplace / "filled" / "checkpoints" / ".writing").exists()
+
+        shutil.copytree(whole, workplace / "filling")
+        limited = ("bash", "-c", 'ulimit -f 20; exec "$0" "$@"', sys.executable)
+        _, done = train("filling", "--resume", "--train.max_steps=20", launcher=limited)
+        last = checkpoints(workplace / "filling")[-1]
+        self.is_one_line(done, "cannot write", f"{last} is whole: go on with", "--resume")
+        assert last.name == "step-00000012" and damage(last) is None
+        _, done = train("filling", "--resume", "--train.max_steps=20")
+        assert done.returncode == 0 and len(losses(workplace / "filling")) == 20
+
+    def test_of_numbers_that_are_not_finite(self, workplace, train):
+        run_dir, done = train("diverged", "--train.learning_rate=1e30", "--train.max_skipped_steps=3")
+        self.is_one_line(done, "3 steps in a row", "not finite", "is whole: go on with")
+        lines = metrics(run_dir)
+        assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
+        for line in lines[-3:]:
+            assert line["loss"] is None and len(line["offsets"]) == 4
+        assert all("offsets" not in line for line in lines[:-3])
+        assert all(tensor.isfinite().all() for tensor in weights(run_dir).values())

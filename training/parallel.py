@@ -1,0 +1,79 @@
+"""How a run lies on its machine: devices, precision, sharding, compilation and what the backward pass keeps."""
+
+import os
+from functools import partial
+
+import torch
+from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.utils import FullyShardedDataParallelPlugin, GradientAccumulationPlugin
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.utils.checkpoint import checkpoint
+
+from model.block import Block
+from training.config import Config, TrainConfig
+
+
+def build_accelerator(config: Config) -> Accelerator:
+    """Device, precision, sharding and accumulation, on as many threads as the machine has cores for.
+
+    Raises:
+        ValueError: on a precision that the device does not have.
+    """
+    precision = config.train.mixed_precision
+    if precision == "auto":
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if precision == "no" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+            precision = "bf16"
+    sharding = sharding_plugin() if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else None
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        gradient_accumulation_plugin=GradientAccumulationPlugin(
+            num_steps=config.train.gradient_accumulation_steps, sync_with_dataloader=False
+        ),
+        fsdp_plugin=sharding,
+        log_with=None if config.wandb.mode == "disabled" else "wandb",
+    )
+    if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:  # where Accelerate would not shard
+        accelerator.state.fsdp_plugin = sharding
+        accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
+    if precision == "fp16" and accelerator.device.type != "cuda":
+        raise ValueError(f"train.mixed_precision: got fp16 on {accelerator.device.type}, allowed there: no or bf16")
+    if accelerator.device.type == "cpu":  # `accelerate launch` leaves a process one thread
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
+    return accelerator
+
+
+def sharding_plugin() -> FullyShardedDataParallelPlugin:
+    """FSDP2 over blocks. Autocast alone lowers the precision, as it does without sharding, for the same maths."""
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        transformer_cls_names_to_wrap=[Block.__name__],
+        state_dict_type="SHARDED_STATE_DICT",
+        mixed_precision_policy=MixedPrecisionPolicy(),
+    )
+
+
+def prepare(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Model and optimizer, compiled, checkpointed and spread as was wished. Names of weights stay."""
+    for block in [module for module in model.modules() if isinstance(module, Block)]:
+        # Not Accelerate's regional compilation, which asks for blocks in one list. One graph for each level's shape.
+        forward = torch.compile(block.forward, dynamic=False) if config.compile else block.forward
+        if config.activation_checkpointing:
+            forward = partial(checkpoint, forward, use_reentrant=False)
+        if forward != block.forward:
+            block.forward = forward
+    if accelerator.distributed_type == DistributedType.FSDP and accelerator.native_amp:
+        model.forward = accelerator.autocast()(model.forward)  # which Accelerate leaves out when it shards
+    return accelerator.prepare(model, optimizer)
+
+
+def whole(t: torch.Tensor) -> torch.Tensor:
+    """A tensor, put together if it is spread over processes, all of which must ask for it."""
+    return t.full_tensor() if hasattr(t, "full_tensor") else t
