@@ -161,7 +161,7 @@ def train_step(
             loss, losses = model(ids, return_loss=True)
             accelerator.backward(loss)
         parts = {name: part for name, part in losses._asdict().items() if isinstance(part, torch.Tensor)}
-        parts |= {"loss": loss.detach()} | getattr(losses, "by_level", {}) | monitor.scales
+        parts |= {"loss": loss.detach()} | losses.by_level | monitor.scales
         for name, value in parts.items():
             figures[name] = figures.get(name, 0.0) + value / pieces
     norm = whole(accelerator.clip_grad_norm_(model.parameters(), train.grad_clip or inf))

@@ -7,6 +7,7 @@ import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, GradientAccumulationPlugin
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.checkpoint import checkpoint
 
@@ -71,7 +72,14 @@ def prepare(
             block.forward = forward
     if accelerator.distributed_type == DistributedType.FSDP and accelerator.native_amp:
         model.forward = accelerator.autocast()(model.forward)  # which Accelerate leaves out when it shards
-    return accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if accelerator.distributed_type == DistributedType.FSDP:
+        # The first look at a sharded optimizer's state steps it at rate 0, to have one. That step must not count.
+        get_optimizer_state_dict(model, optimizer.optimizer)
+        for state in optimizer.state.values():
+            if "step" in state:
+                state["step"].zero_()
+    return model, optimizer
 
 
 def whole(t: torch.Tensor) -> torch.Tensor:
