@@ -1,7 +1,8 @@
 """What a model is made of, checked once, before anything is built. Imports nothing heavy, so that `--help` is quick."""
 
 from dataclasses import dataclass
-from math import ceil, isfinite
+from math import ceil, inf
+from types import SimpleNamespace
 
 LOSS_WEIGHTS = {  # by the name of the loss
     "reconstruction": "recon_loss_weight",
@@ -11,54 +12,39 @@ LOSS_WEIGHTS = {  # by the name of the loss
 }
 
 
-def is_int(value, low: int) -> bool:
-    """Whether value is an integer, at least low."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+def is_number(value, low: int, kind=int | float) -> bool:
+    """Whether value is a finite number of a kind, at least low."""
+    return isinstance(value, kind) and not isinstance(value, bool) and low <= value < inf
 
 
-def is_power_of_two(value) -> bool:
-    """Whether value is 1, 2, 4, …"""
-    return is_int(value, 1) and value.bit_count() == 1
-
-
-def is_number(value) -> bool:
-    """Whether value is a finite number."""
-    return isinstance(value, (int, float)) and isfinite(value)
+def require(given: dict, **checks: tuple[bool, str]) -> None:
+    """Raise a ValueError that names each argument that does not fit, what it got and what is allowed."""
+    wrong = [f"{name}: got {given[name]}, allowed: {allowed}" for name, (fits, allowed) in checks.items() if not fits]
+    if wrong:
+        raise ValueError("; ".join(wrong))
 
 
 # What each level's value of an argument may be: in words, and as a test of the value v on a level of compression c.
 PER_LEVEL = {
-    "dim": ("at least 2", lambda v, c: is_int(v, 2)),
-    "depth": ("at least 1", lambda v, c: is_int(v, 1)),
-    "dim_head": ("an even number, at least 2", lambda v, c: is_int(v, 2) and v % 2 == 0),
-    "heads": ("at least 1", lambda v, c: is_int(v, 1)),
-    "kv_heads": ("null, or at least 1", lambda v, c: v is None or is_int(v, 1)),
-    "ff_mult": ("above 0", lambda v, c: is_number(v) and v > 0),
+    "dim": ("at least 2", lambda v, c: is_number(v, 2, int)),
+    "depth": ("at least 1", lambda v, c: is_number(v, 1, int)),
+    "dim_head": ("an even number, at least 2", lambda v, c: is_number(v, 2, int) and v % 2 == 0),
+    "heads": ("at least 1", lambda v, c: is_number(v, 1, int)),
+    "kv_heads": ("null, or at least 1", lambda v, c: v is None or is_number(v, 1, int)),
+    "ff_mult": ("above 0", lambda v, c: is_number(v, 0) and v > 0),
     "compress_type": ("conv, mean or attention", lambda v, c: v in ("conv", "mean", "attention")),
-    "compress_mult": ("above 0", lambda v, c: is_number(v) and v > 0),
-    "window_sizes": ("null, or 0 and above", lambda v, c: v is None or is_int(v, 0)),
-    "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_power_of_two(v) and v <= c),
-    **{name: ("0 or above", lambda v, c: is_number(v) and v >= 0) for name in LOSS_WEIGHTS.values()},
+    "compress_mult": ("above 0", lambda v, c: is_number(v, 0) and v > 0),
+    "window_sizes": ("null, or 0 and above", lambda v, c: v is None or is_number(v, 0, int)),
+    "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_number(v, 1, int) and c % v == 0),
+    **dict.fromkeys(LOSS_WEIGHTS.values(), ("0 or above", lambda v, c: is_number(v, 0))),
 }
 
 
-@dataclass(frozen=True)
-class LevelConfig:
-    """One level of the hierarchy, with every default filled in."""
-
-    compression: int
-    stride: int
-    chains: int  # interleaved ones that it attends along, axially, where its stride is below its compression
-    layers: tuple[int, ...]  # those that it takes part in
-    window: int  # keys a query sees, itself included, along its own chain; 0 = no attention
-    loss_weights: dict[str, float]  # by the name of the loss
-    dim: int
-    dim_head: int
-    heads: int
-    kv_heads: int
-    ff_mult: float
-    compress_type: str
-    compress_mult: float
+class LevelConfig(SimpleNamespace):
+    """One level's values of the arguments in `PER_LEVEL`, and what follows from them: its compression and stride,
+    `chains` that it attends along, axially, where the one is above the other, `layers` that it takes part in, `window`
+    of keys that a query sees along its own chain, itself included, 0 = no attention, and `loss_weights` by loss.
+    """
 
 
 @dataclass(frozen=True)
@@ -123,39 +109,37 @@ class ModelConfig:
     def __post_init__(self):
         for name, value in vars(self).items():
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)  # JSON gives lists
-        hierarchies, problems = self.per_level("hierarchies"), []
+        given, hierarchies = self.to_dict(), self.per_level("hierarchies")
+        legal = all(is_number(c, 1, int) and c.bit_count() == 1 for c in hierarchies)
+        distinct = len(set(hierarchies)) == len(hierarchies) > 0
+        require(given, hierarchies=(legal and distinct, "one or more distinct powers of two"))
 
-        def check(name: str, fits: bool, allowed: str) -> bool:
-            if not fits:
-                problems.append(f"{name}: got {self.to_dict()[name]}, allowed: {allowed}")
-            return fits
+        each = f"one for all or one for each of the {len(hierarchies)} hierarchies {list(hierarchies)}"
+        checks, least = {}, max(hierarchies)
+        for name, (allowed, is_legal) in PER_LEVEL.items():
+            values = self.per_level(name)
+            fits = len(values) == len(hierarchies) and all(map(is_legal, values, hierarchies))
+            checks[name] = fits, f"{allowed}; {each}"
+        checks["seq_len"] = is_number(self.seq_len, least, int), f"at least the largest compression, {least}"
+        checks["num_tokens"] = is_number(self.num_tokens, 2, int), "at least 2"
+        known = self.predict_hierarchy in (None, *hierarchies)
+        checks["predict_hierarchy"] = known, f"null or one of {list(hierarchies)}"
+        checks["num_rollouts"] = is_number(self.num_rollouts, 1, int), "at least 1"
+        checks["dropout"] = is_number(self.dropout, 0) and self.dropout < 1, "0 to below 1"
+        require(given, **checks)  # each by itself, and now beside one another
 
-        legal = len(set(hierarchies)) == len(hierarchies) > 0 and all(map(is_power_of_two, hierarchies))
-        if check("hierarchies", legal, "one or more distinct powers of two"):
-            each = f"one for all or one for each of the {len(hierarchies)} hierarchies {list(hierarchies)}"
-            for name, (allowed, is_legal) in PER_LEVEL.items():
-                values = self.per_level(name)
-                fits = len(values) == len(hierarchies) and all(map(is_legal, values, hierarchies))
-                check(name, fits, f"{allowed}; {each}")
-            least = max(hierarchies)
-            check("seq_len", is_int(self.seq_len, least), f"at least the largest compression, {least}")
-            check("num_tokens", is_int(self.num_tokens, 2), "at least 2")
-            known = self.predict_hierarchy in (None, *hierarchies)
-            check("predict_hierarchy", known, f"null or one of {list(hierarchies)}")
-            check("num_rollouts", is_int(self.num_rollouts, 1), "at least 1")
-            check("dropout", is_number(self.dropout) and 0 <= self.dropout < 1, "0 to below 1")
-        if not problems:  # each by itself, that is; now beside one another
-            most = ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies)
-            windows = zip(self.per_level("window_sizes"), hierarchies, strict=True)
-            within = all(w is None or w <= self.seq_len // c for w, c in windows)
-            check("window_sizes", within, f"null, or 0 to seq_len / compression = {most}")
-            shared = all(level.heads % level.kv_heads == 0 for level in self.levels)
-            check("kv_heads", shared, f"divisors of heads = {self.heads}")
-            predicting = self.levels if self.predict_use_all_hierarchy else [self.levels[self.predict_index]]
-            allowed = "a predicting level of stride 1, since its outputs are the predictions of every byte"
-            check("hierarchical_stride", any(level.stride == 1 for level in predicting), allowed)
-        if problems:
-            raise ValueError("; ".join(problems))
+        most = ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies)
+        windows = zip(self.per_level("window_sizes"), hierarchies, strict=True)
+        within = all(w is None or w <= self.seq_len // c for w, c in windows)
+        shared = all(level.heads % level.kv_heads == 0 for level in self.levels)
+        predicting = self.levels if self.predict_use_all_hierarchy else [self.levels[self.predict_index]]
+        every_byte = any(level.stride == 1 for level in predicting)
+        require(
+            given,
+            window_sizes=(within, f"null, or 0 to seq_len / compression = {most}"),
+            kv_heads=(shared, f"divisors of heads = {self.heads}"),
+            hierarchical_stride=(every_byte, "a predicting level of stride 1, since its outputs predict every byte"),
+        )
 
     def per_level(self, name: str) -> tuple:
         """An argument's value for each level."""
@@ -172,22 +156,17 @@ class ModelConfig:
         return hierarchies.index(min(hierarchies) if self.predict_hierarchy is None else self.predict_hierarchy)
 
     @property
-    def layers(self) -> int:
-        """Layers of the whole model: those of its deepest level."""
-        return max(self.per_level("depth"))
-
-    @property
     def levels(self) -> tuple[LevelConfig, ...]:
         """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
-        total, levels = self.layers, []
+        levels, layers = [], max(self.per_level("depth"))
         for i, c in enumerate(self.per_level("hierarchies")):
-            own = {name: self.per_level(name)[i] for name in PER_LEVEL}  # what is not taken out is named alike
-            stride, depth, window = own.pop("hierarchical_stride"), own.pop("depth"), own.pop("window_sizes")
-            layers = tuple(k for k in range(total) if (k + 1) * depth // total > k * depth // total)
-            window = ceil(self.seq_len / c) if window is None else window
-            weights = {loss: own.pop(name) for loss, name in LOSS_WEIGHTS.items()}
-            own["kv_heads"] = own["kv_heads"] or own["heads"]
-            levels.append(LevelConfig(c, stride, c // stride, layers, window, weights, **own))
+            level = LevelConfig(compression=c, **{name: self.per_level(name)[i] for name in PER_LEVEL})
+            level.stride, level.chains = level.hierarchical_stride, c // level.hierarchical_stride
+            level.layers = [k for k in range(layers) if (k + 1) * level.depth // layers > k * level.depth // layers]
+            level.window = ceil(self.seq_len / c) if level.window_sizes is None else level.window_sizes
+            level.kv_heads = level.kv_heads or level.heads
+            level.loss_weights = {loss: getattr(level, name) for loss, name in LOSS_WEIGHTS.items()}
+            levels.append(level)
         return tuple(levels)
 
     def to_dict(self) -> dict:

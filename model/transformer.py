@@ -73,13 +73,13 @@ class HierarchicalTransformer(
         self.config = config = ModelConfig(**kwargs)
         self._hub_mixin_config = config.to_dict()  # what save_pretrained writes: every argument, defaults included
         levels, everyone, predicting = config.levels, tuple(range(len(config.levels))), (config.predict_index,)
-        self.dims = [level.dim for level in levels]
+        self.layers, self.dims = max(config.per_level("depth")), [level.dim for level in levels]
         self.targets = everyone if config.hierarchy_merge_all else predicting
         self.heads = everyone if config.predict_use_all_hierarchy else predicting
 
         self.token_emb = nn.Embedding(config.num_tokens, max(self.dims))
         self.levels = nn.ModuleList(Level(level, config, max(self.dims)) for level in levels)
-        self.merges = nn.ModuleList(Merge(levels, self.targets) for _ in range(config.layers if len(levels) > 1 else 0))
+        self.merges = nn.ModuleList(Merge(levels, self.targets) for _ in range(self.layers if len(levels) > 1 else 0))
         self.to_logits = nn.Linear(sum(self.dims[i] for i in self.heads), config.num_tokens, bias=False)
         self.losses = build_losses(config, max(self.dims))
         read = {*map(str, self.heads), *(i for modules in self.losses.values() for i in modules)}
@@ -142,7 +142,7 @@ class HierarchicalTransformer(
         for i, level in due.items():
             tokens[i], rotary[i] = level.embed(x, n, cache)
 
-        for layer in range(self.config.layers):
+        for layer in range(self.layers):
             for i, level in due.items():
                 if str(layer) in level.blocks:
                     tokens[i] = level.blocks[str(layer)](tokens[i], rotary[i], cache)
