@@ -6,8 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 
-from tests.runs import LAUNCH_TWO, checkpoints, losses, metrics, weights
+from tests.conftest import ROOT
+from tests.runs import LAUNCH, LAUNCH_TWO, checkpoints, losses, metrics, weights
 
 ONE = {"launcher": ()}
 TWO = {"launcher": LAUNCH_TWO, "ACCELERATE_USE_CPU": "true"}
@@ -110,6 +112,32 @@ def test_compiled_blocks_train_alike_and_are_not_compiled_again(whole, train):
         metrics(whole)[-1]["validation_bits_per_byte"], abs=1e-3
     )
     assert weights(run_dir).keys() == weights(whole).keys()
+
+
+def test_the_launch_configs_start_what_they_say(train, workplace):
+    """On CPUs the one for CPUs and the sharded one; the others are read as `accelerate launch` reads them."""
+    folder = ROOT / "configs" / "accelerate"
+    for name, options in {"cpu": (), "fsdp2": ("--num_processes", "2", "--mixed_precision", "no")}.items():
+        launcher = (*LAUNCH, "--config_file", str(folder / f"{name}.yaml"), "--main_process_port", "0", *options)
+        run_dir, done = train(f"by-{name}", "--train.max_steps=2", launcher=launcher, ACCELERATE_USE_CPU="true")
+        assert done.returncode == 0, done.stderr
+        assert "2 process(es)" in done.stdout
+        assert (checkpoints(run_dir)[-1] / "pytorch_model_fsdp_0").is_dir() == (name == "fsdp2")
+    kinds = {path.stem: load_config_from_file(str(path)).distributed_type for path in folder.glob("*.yaml")}
+    assert kinds == {
+        "cpu": "MULTI_GPU",
+        "ddp": "MULTI_GPU",
+        "fsdp2": "FSDP",
+        "multi_node": "MULTI_GPU",
+        "single_gpu": "NO",
+    }
+
+
+def test_accelerate_s_own_switch_compiles_the_blocks(train):
+    launcher = (*LAUNCH, "--dynamo_backend", "inductor")
+    _, done = train("dynamo", "--train.max_steps=1", launcher=launcher, TORCH_LOGS="graph_code")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("TRACED GRAPH") == 2
 
 
 def test_fp16_without_a_gpu_is_refused(train):

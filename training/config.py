@@ -1,5 +1,6 @@
 """A run's configuration: YAML and flags to checked dataclasses, with one clear line for what is wrong."""
 
+import os
 import re
 import sys
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ class Config:
     """Train a hierarchical byte model. `accelerate launch train.py --config configs/quickstart.yaml`"""
 
     run_dir: str | None = None
-    """folder of all that the run writes; runs/NAME for configs/NAME.yaml when null"""
+    """folder of all that the run writes; when null, runs/NAME for configs/NAME.yaml, and in a sweep runs/NAME-ID"""
     resume: bool = False
     """go on from the newest whole checkpoint of run_dir"""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -133,6 +134,8 @@ def load_config(argv: list[str] | None = None) -> Config:
         values = parser.parse_args(["--config", str(Path(values.run_dir) / "config.yaml"), *argv])
     if values.run_dir is None:
         values.run_dir = f"runs/{Path(str(values.config[-1])).stem if values.config else 'default'}"
+        if "WANDB_SWEEP_ID" in os.environ:  # each run of a sweep has its own
+            values.run_dir += f"-{os.environ['WANDB_RUN_ID']}"
 
     sections, problems = {}, []
     for name, section in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig), ("wandb", WandbConfig)):

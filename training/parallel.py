@@ -5,7 +5,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, GradientAccumulationPlugin
+from accelerate.utils import FullyShardedDataParallelPlugin, GradientAccumulationPlugin, TorchDynamoPlugin
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -33,6 +33,7 @@ def build_accelerator(config: Config) -> Accelerator:
             num_steps=config.train.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         fsdp_plugin=sharding,
+        dynamo_plugin=TorchDynamoPlugin(backend="no"),  # `prepare` compiles
         log_with=None if config.wandb.mode == "disabled" else "wandb",
     )
     if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:  # where Accelerate would not shard
@@ -63,9 +64,10 @@ def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Model and optimizer, compiled, checkpointed and spread as was wished. Names of weights stay."""
+    compiling = config.compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
     for block in [module for module in model.modules() if isinstance(module, Block)]:
         # Not Accelerate's regional compilation, which asks for blocks in one list. One graph for each level's shape.
-        forward = torch.compile(block.forward, dynamic=False) if config.compile else block.forward
+        forward = torch.compile(block.forward, dynamic=False) if compiling else block.forward
         if config.activation_checkpointing:
             forward = partial(checkpoint, forward, use_reentrant=False)
         if forward != block.forward:
