@@ -16,6 +16,7 @@ import torch
 from tests.conftest import ROOT
 from tests.runs import LAUNCH, LAUNCH_TWO, checkpoints, losses, metrics, same, weights
 from training.checkpoints import damage, read_state
+from training.run_dir import run_errors
 
 LONG = ("--train.max_steps=300", "--train.log_every=1", "--train.checkpoint_every=8", "--train.validate_every=60")
 LONG += ("--model.dropout=0.1",)  # so that random states count
@@ -188,6 +189,18 @@ class TestFailures:
         assert last.name == "step-00000012" and damage(last) is None
         _, done = train("filling", "--resume", "--train.max_steps=20")
         assert done.returncode == 0 and len(losses(workplace / "filling")) == 20
+
+    def test_of_a_gpu_that_is_lost(self, whole, capsys):
+        with pytest.raises(SystemExit) as ended, run_errors(whole):
+            raise torch.AcceleratorError("CUDA error: the device is gone")
+        assert ended.value.code == 1
+        last = checkpoints(whole)[-1]
+        assert f"error: CUDA error: the device is gone; {last} is whole: go on with" in capsys.readouterr().err
+
+    @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+    def test_of_a_folder_that_cannot_be_written(self, train):
+        _, done = train("/proc/runs")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and "/proc/runs" in done.stderr
 
     def test_of_numbers_that_are_not_finite(self, workplace, train):
         run_dir, done = train("diverged", "--train.learning_rate=1e30", "--train.max_skipped_steps=3")
