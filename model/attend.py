@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 64  # a window's queries go through SDPA in blocks of at least this many
+compiled = cache(torch.compile)  # once for each function, and not before a GPU asks, for it takes seconds to import
 
 
 class Attend(nn.Module):
@@ -46,7 +47,8 @@ class Attend(nn.Module):
         queries, keys = q.shape[-2], k.shape[-2]
         kernel = self.kernel(queries, keys, q.shape[-1], q.device.type)
         if kernel == "flex":
-            return compiled_flex()(q, k, v, window_blocks(keys, self.window_size, q.device), mask)
+            blocks = window_blocks(keys, self.window_size, q.device)
+            return compiled(flex_window_attention)(q, k, v, blocks, mask)
         if kernel == "block-local":
             return block_local_attention(q, k, v, self.window_size, mask)
         if kernel == "sdpa" and self.causal and 1 < queries == keys and mask is None:
@@ -56,7 +58,8 @@ class Attend(nn.Module):
         if self.causal and (queries > 1 or window < keys):  # a single query, the last, sees every key
             seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(past).triu(past - window + 1)
             visible = seen if visible is None else visible & seen
-        return (plain_attention if kernel == "plain" else masked_attention)(q, k, v, visible)
+        attention = plain_attention if kernel == "plain" else sdpa
+        return attention(q, k, v, visible) if mask is None else masked(attention, q, k, v, visible)
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
@@ -65,11 +68,8 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> 
     scores = einsum(q, k, "b h i d, b h j d -> b h i j") * q.shape[-1] ** -0.5
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     if visible is not None:
-        scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-    weights = scores.softmax(dim=-1)
-    if visible is not None:
-        weights = weights.masked_fill(~visible, 0.0)  # a row that sees nothing would be uniform
-    return einsum(weights.to(v.dtype), v, "b h i j, b h j d -> b h i d")
+        scores = scores.masked_fill(~visible, -torch.inf)
+    return einsum(scores.softmax(dim=-1).to(v.dtype), v, "b h i j, b h j d -> b h i d")
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -78,12 +78,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, is_caus
     return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=is_causal, enable_gqa=gqa)
 
 
-def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
-    """`sdpa`, with zeros for the rows that see nothing, which it leaves undefined."""
-    if visible is None:
-        return sdpa(q, k, v)
+def masked(attention, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
+    """Attention with zeros for the rows that see nothing, for which a softmax is not defined."""
     blind = ~visible.any(dim=-1, keepdim=True)
-    return sdpa(q, k, v, visible | blind).masked_fill(blind, 0.0)
+    return attention(q, k, v, visible | blind).masked_fill(blind, 0.0)
 
 
 def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) -> Tensor:
@@ -106,24 +104,14 @@ def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Te
         out = sdpa(q, k, v, visible)  # every query sees itself, so that no row is blind
     else:
         mask = repeat(F.pad(mask, (window, padding)).unfold(-1, window + block, block), "b m j -> m (b h) 1 j", h=heads)
-        out = masked_attention(q, k, v, visible & mask)
+        out = masked(sdpa, q, k, v, visible & mask)
     return rearrange(out, "m (b h) i d -> b h (m i) d", b=batch)[..., :n, :]
 
 
 def flex_window_attention(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask, mask: Tensor | None) -> Tensor:
     """The same through flex attention (arXiv 2412.05496), which skips the blocks that a window does not reach."""
-
-    def hide_padding(score, b, h, i, j):
-        return torch.where(mask[b, j], score, -float("inf"))
-
-    gqa = q.shape[1] != k.shape[1]
-    return flex_attention(q, k, v, None if mask is None else hide_padding, block_mask=blocks, enable_gqa=gqa)
-
-
-@cache
-def compiled_flex():
-    """Flex attention is only fast when compiled, which waits until a GPU asks for it."""
-    return torch.compile(flex_window_attention)
+    hide = None if mask is None else lambda score, b, h, i, j: torch.where(mask[b, j], score, -torch.inf)
+    return flex_attention(q, k, v, hide, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
 
 
 @torch.compiler.disable  # inductor takes a block mask as an input, and stumbles where it sees it made
