@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 BLOCK = 64  # a window's queries go through SDPA in blocks of at least this many
-compiled = cache(torch.compile)  # once for each function, and not before a GPU asks, for it takes seconds to import
+compiled = cache(torch.compile)  # once for each function, when a GPU first asks: it takes seconds to import
 
 
 class Attend(nn.Module):
@@ -25,8 +25,7 @@ class Attend(nn.Module):
         q: (b h i d), k and v: (b h j d), or with fewer heads, each shared by as many neighbours of q.
         mask: (b j) bool, True where a key may be seen. Returns (b h i d).
 
-    Raises:
-        ValueError: on a window without `causal`, or one below 1.
+    A window without `causal`, or one below 1, is a ValueError.
     """
 
     def __init__(self, causal: bool = False, use_flash_attn: bool = False, window_size: int | None = None):
@@ -120,11 +119,8 @@ def window_blocks(n: int, window: int, device: torch.device, size: int = 128) ->
     """Which blocks of keys each block of n queries reaches, kept for the steps to come; n² / size² small integers."""
     row = torch.arange(ceil(n / size), device=device, dtype=torch.int32)
     first = (row * size - window + 1).clamp(min=0) // size
-    indices = (rearrange(first, "i -> i 1") + row).clamp(max=len(row) - 1)
+    reached = rearrange(row - first + 1, "i -> 1 1 i")
+    indices = (rearrange(first, "i -> 1 1 i 1") + row).clamp(max=len(row) - 1)
     return BlockMask.from_kv_blocks(
-        rearrange(row - first + 1, "i -> 1 1 i"),
-        rearrange(indices, "i j -> 1 1 i j"),
-        BLOCK_SIZE=size,
-        mask_mod=lambda b, h, i, j: (j <= i) & (j > i - window),
-        seq_lengths=(n, n),
+        reached, indices, BLOCK_SIZE=size, seq_lengths=(n, n), mask_mod=lambda b, h, i, j: (j <= i) & (j > i - window)
     )

@@ -1,6 +1,7 @@
-"""One layer of one level: token shift and attention, token shift and feed-forward, pre-norm and residual."""
+"""One layer of one level: token shift and attention, token shift and feed-forward, and what they keep to generate."""
 
 from collections import OrderedDict
+from collections.abc import Hashable
 from math import pi
 
 import torch
@@ -9,45 +10,52 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.attend import Attend
-from model.cache import Cache, KeyValues, after_past
 from model.config import LevelConfig, ModelConfig
 
 XPOS_SCALE_BASE = 512  # distance over which xpos fades by one power of its per-channel scale
 
 
+class Cache(dict):
+    """State after `length` bytes of each row of a batch: each module keeps its own, so that no byte is computed twice.
+
+    The first pass is the prefill, an ordinary one that leaves its state behind. Each later one brings one byte, at
+    which a level computes only when its stride comes round: in between, its last output stands in.
+    """
+
+    length = 0
+
+
+def after_past(t: Tensor, reach: int, cache: Cache | None, key: Hashable) -> Tensor:
+    """Tokens t (b n d) behind the `reach` tokens before them, zeros before the first one: (b reach+n d)."""
+    past = cache.get(key) if cache is not None else None
+    t = F.pad(t, (0, 0, reach, 0)) if past is None else torch.cat((past, t), dim=1)
+    if cache is not None:
+        cache[key] = t[:, t.shape[1] - reach :]
+    return t
+
+
+def token_shift(x: Tensor, chains: int, cache: Cache | None = None, key: Hashable = None) -> Tensor:
+    """The second half of x's channels (b n d) from the token before in the same chain (RWKV, arXiv 2305.13048)."""
+    here, before = x.chunk(2, dim=-1)
+    return torch.cat((here, after_past(before, chains, cache, key)[:, : x.shape[1]]), dim=-1)
+
+
 class Block(nn.Module):
-    """One layer of one level over x (b n d) -> (b n d); a window of 0 leaves the attention out."""
+    """One layer of one level over x (b n d) -> (b n d), pre-norm and residual; a window of 0 leaves attention out."""
 
     def __init__(self, level: LevelConfig, config: ModelConfig):
         super().__init__()
+        self.chains, inner = level.chains, int(level.dim * level.ff_mult)
         self.attn = Attention(level, config.use_flash_attn, config.qk_norm) if level.window > 0 else None
-        inner = int(level.dim * level.ff_mult)
-        feed_forward = {
-            "norm": nn.RMSNorm(level.dim),
-            "to_hidden": nn.Linear(level.dim, inner, bias=False),
-            "gelu": nn.GELU(),
-            "to_out": nn.Linear(inner, level.dim, bias=False),
-        }
-        self.ff = nn.Sequential(OrderedDict(feed_forward))
-        self.shifts = nn.ModuleList(TokenShift(level.chains) for _ in range(2))
+        to_hidden, to_out = nn.Linear(level.dim, inner, bias=False), nn.Linear(inner, level.dim, bias=False)
+        ff = OrderedDict(norm=nn.RMSNorm(level.dim), to_hidden=to_hidden, gelu=nn.GELU(), to_out=to_out)
+        self.ff = nn.Sequential(ff)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:
         if self.attn is not None:
-            x = x + self.dropout(self.attn(self.shifts[0](x, cache), rotary, cache))
-        return x + self.dropout(self.ff(self.shifts[1](x, cache)))
-
-
-class TokenShift(nn.Module):
-    """The second half of x's channels (b n d) from the token before in the same chain (RWKV, arXiv 2305.13048)."""
-
-    def __init__(self, chains: int):
-        super().__init__()
-        self.chains = chains
-
-    def forward(self, x: Tensor, cache: Cache | None = None) -> Tensor:
-        here, before = x.chunk(2, dim=-1)
-        return torch.cat((here, after_past(before, self.chains, cache, self)[:, : x.shape[1]]), dim=-1)
+            x = x + self.dropout(self.attn(token_shift(x, self.chains, cache, (self, "attn")), rotary, cache))
+        return x + self.dropout(self.ff(token_shift(x, self.chains, cache, (self, "ff"))))
 
 
 class Attention(nn.Module):
@@ -89,6 +97,27 @@ class Attention(nn.Module):
         padded = (F.pad(t, (0, 0, 0, -n % self.chains)) for t in (q, k, v))
         q, k, v = (rearrange(t, "b h (n chain) d -> (b chain) h n d", chain=self.chains) for t in padded)
         return rearrange(self.attend(q, k, v), "(b chain) h n d -> b h (n chain) d", chain=self.chains)[:, :, :n]
+
+
+class KeyValues:
+    """Rotated keys and values of the last `window` outputs of each chain, a ring of slots: (2 b h chains window d).
+
+    Output k lies in slot ⌊k/chains⌋ modulo the window; attention does not care for the order of its keys. Begins with
+    what the first n outputs, keys and values (2 b h n d), leave behind.
+    """
+
+    def __init__(self, kv: Tensor, window: int, chains: int):
+        self.window, self.chains, self.count = window, chains, kv.shape[-2]  # count: outputs seen
+        kept = torch.arange(max(0, self.count - window * chains), self.count, device=kv.device)
+        self.ring = kv.new_zeros(*kv.shape[:3], chains, window, kv.shape[-1])
+        self.ring[..., kept % chains, kept // chains % window, :] = kv[..., kept, :]
+
+    def append(self, kv: Tensor) -> Tensor:
+        """Keep one more output (2 b h 1 d); returns all keys and values that it may see (2 b h j d)."""
+        age, chain = divmod(self.count, self.chains)
+        self.count += 1
+        self.ring[..., chain, age % self.window, :] = kv[..., 0, :]
+        return self.ring[..., chain, : age + 1, :]
 
 
 class Rotary(nn.Module):

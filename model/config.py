@@ -18,7 +18,7 @@ def is_number(value, low: int, kind=int | float) -> bool:
 
 
 def require(given: dict, **checks: tuple[bool, str]) -> None:
-    """Raise a ValueError that names each argument that does not fit, what it got and what is allowed."""
+    """Raise a ValueError over those of the arguments given that do not fit."""
     wrong = [f"{name}: got {given[name]}, allowed: {allowed}" for name, (fits, allowed) in checks.items() if not fits]
     if wrong:
         raise ValueError("; ".join(wrong))
@@ -51,8 +51,7 @@ class LevelConfig(SimpleNamespace):
 class ModelConfig:
     """Arguments of `HierarchicalTransformer`. "Per level" takes one value, or one for each of `hierarchies`.
 
-    Raises:
-        ValueError: naming each argument that does not fit, what it got, and what is allowed.
+    A ValueError names each argument that does not fit, what it got and what is allowed.
     """
 
     num_tokens: int = 256
@@ -122,18 +121,18 @@ class ModelConfig:
             checks[name] = fits, f"{allowed}; {each}"
         checks["seq_len"] = is_number(self.seq_len, least, int), f"at least the largest compression, {least}"
         checks["num_tokens"] = is_number(self.num_tokens, 2, int), "at least 2"
-        known = self.predict_hierarchy in (None, *hierarchies)
-        checks["predict_hierarchy"] = known, f"null or one of {list(hierarchies)}"
+        checks["predict_hierarchy"] = (
+            self.predict_hierarchy in (None, *hierarchies),
+            f"null or one of {list(hierarchies)}",
+        )
         checks["num_rollouts"] = is_number(self.num_rollouts, 1, int), "at least 1"
         checks["dropout"] = is_number(self.dropout, 0) and self.dropout < 1, "0 to below 1"
         require(given, **checks)  # each by itself, and now beside one another
 
         most = ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies)
-        windows = zip(self.per_level("window_sizes"), hierarchies, strict=True)
-        within = all(w is None or w <= self.seq_len // c for w, c in windows)
+        within = all((level.window_sizes or 0) <= self.seq_len // level.compression for level in self.levels)
         shared = all(level.heads % level.kv_heads == 0 for level in self.levels)
-        predicting = self.levels if self.predict_use_all_hierarchy else [self.levels[self.predict_index]]
-        every_byte = any(level.stride == 1 for level in predicting)
+        every_byte = any(level.stride == 1 for level in self.levels if level.predicts)
         require(
             given,
             window_sizes=(within, f"null, or 0 to seq_len / compression = {most}"),
@@ -150,22 +149,18 @@ class ModelConfig:
         return value if isinstance(value, tuple) else (value,) * levels
 
     @property
-    def predict_index(self) -> int:
-        """Index of the level that predicts and that the others are merged into."""
-        hierarchies = self.per_level("hierarchies")
-        return hierarchies.index(min(hierarchies) if self.predict_hierarchy is None else self.predict_hierarchy)
-
-    @property
     def levels(self) -> tuple[LevelConfig, ...]:
         """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
-        levels, layers = [], max(self.per_level("depth"))
-        for i, c in enumerate(self.per_level("hierarchies")):
+        levels, layers, hierarchies = [], max(self.per_level("depth")), self.per_level("hierarchies")
+        for i, c in enumerate(hierarchies):
             level = LevelConfig(compression=c, **{name: self.per_level(name)[i] for name in PER_LEVEL})
             level.stride, level.chains = level.hierarchical_stride, c // level.hierarchical_stride
             level.layers = [k for k in range(layers) if (k + 1) * level.depth // layers > k * level.depth // layers]
             level.window = ceil(self.seq_len / c) if level.window_sizes is None else level.window_sizes
             level.kv_heads = level.kv_heads or level.heads
             level.loss_weights = {loss: getattr(level, name) for loss, name in LOSS_WEIGHTS.items()}
+            chosen = c == (self.predict_hierarchy or min(hierarchies))
+            level.predicts, level.merged = chosen or self.predict_use_all_hierarchy, chosen or self.hierarchy_merge_all
             levels.append(level)
         return tuple(levels)
 

@@ -8,7 +8,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from model.attend import Attend
-from model.cache import Cache
+from model.block import Cache
 from model.config import LevelConfig
 
 

@@ -6,16 +6,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.cache import Cache
+from model.block import Cache
+from model.config import require
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from its logits.
-
-    Raises:
-        ValueError: naming each option that is out of its range.
-    """
+    """How a token is drawn from its logits. A ValueError names each option that is out of its range."""
 
     temperature: float = 1.0  # divides the logits; 0 takes the likeliest token
     top_k: int | None = None  # keep this many likeliest tokens
@@ -25,16 +22,14 @@ class Sampling:
     stop: tuple[int, ...] = ()  # tokens that end a sample
 
     def __post_init__(self):
-        checks = {
-            "temperature": (self.temperature >= 0, "0 or above"),
-            "top_k": (self.top_k is None or self.top_k >= 1, "1 or more"),
-            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1"),
-            "min_p": (self.min_p is None or 0 <= self.min_p <= 1, "0 to 1"),
-            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
-        }
-        wrong = {name: allowed for name, (fits, allowed) in checks.items() if not fits}
-        if wrong:
-            raise ValueError("; ".join(f"{name}: got {getattr(self, name)}, allowed: {wrong[name]}" for name in wrong))
+        require(
+            vars(self),
+            temperature=(self.temperature >= 0, "0 or above"),
+            top_k=(self.top_k is None or self.top_k >= 1, "1 or more"),
+            top_p=(self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1"),
+            min_p=(self.min_p is None or 0 <= self.min_p <= 1, "0 to 1"),
+            repetition_penalty=(self.repetition_penalty > 0, "above 0"),
+        )
 
     def draw(self, logits: Tensor, seen: Tensor, generator: torch.Generator | None) -> Tensor:
         """One token for each row of logits (b v), where `seen` (b v) marks the tokens that came before: (b 1)."""
@@ -58,18 +53,15 @@ class Sampling:
 
 
 @torch.inference_mode()
-def stream(
-    model, prompt: Tensor, length: int, *, use_cache: bool = True, generator: torch.Generator | None = None, **sampling
-) -> Iterator[Tensor]:
+def stream(model, prompt: Tensor, length: int, *, use_cache=True, generator=None, **sampling) -> Iterator[Tensor]:
     """Continue each row of prompt (b n) by `length` tokens, (b) each as they come; ends early when all rows have.
 
     Args:
         use_cache: never compute a byte twice; without it every byte runs a full pass over all before it.
-        generator: where chance comes from, on the CPU; the same state gives the same bytes.
+        generator: a torch.Generator on the CPU, where chance comes from; the same state gives the same bytes.
         sampling: fields of `Sampling`. Rows that have met a stop token repeat it.
 
-    Raises:
-        ValueError: at the first token, on an empty prompt, a negative length, or a sampling option out of its range.
+    A ValueError comes at the first token, on an empty prompt, a negative length, or as `Sampling` has it.
     """
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(f"prompt: got shape {tuple(prompt.shape)}, allowed: (b n) with at least one token")
@@ -77,12 +69,11 @@ def stream(
         raise ValueError(f"length: got {length}, allowed: 0 or more")
     options, cache, was_training = Sampling(**sampling), Cache() if use_cache else None, model.training
     model.eval()
-    ids = fresh = prompt
-    new, done = ids[:, -1:].cpu(), torch.zeros(len(ids), 1, dtype=torch.bool)
+    ids, new, done = prompt, prompt[:, -1:].cpu(), torch.zeros(len(prompt), 1, dtype=torch.bool)
     seen = torch.zeros(len(ids), model.config.num_tokens, dtype=torch.bool).scatter(1, ids.cpu(), True)
     try:
         for _ in range(length):
-            logits = model(fresh, cache=cache)[:, -1].float().cpu()
+            logits = model(ids, cache=cache)[:, -1].float().cpu()
             new = torch.where(done, new, options.draw(logits, seen, generator))
             yield new[:, 0].to(ids.device)
             done |= torch.isin(new, torch.tensor(options.stop, dtype=torch.long))
@@ -90,8 +81,7 @@ def stream(
                 return
             seen.scatter_(1, new, True)
             fresh = new.to(ids.device)
-            if not use_cache:
-                ids = fresh = torch.cat((ids, fresh), dim=1)
+            ids = fresh if use_cache else torch.cat((ids, fresh), dim=1)
     finally:
         model.train(was_training)
 

@@ -1,7 +1,6 @@
 """The hierarchical transformer: parallel levels of a byte stream, merged after every layer to predict the next byte."""
 
 from contextlib import redirect_stdout, suppress
-from io import StringIO
 from pathlib import Path
 
 import torch
@@ -11,13 +10,13 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from model.block import XPOS_SCALE_BASE, Block, Rotary
-from model.cache import Cache, after_past
+from model.block import XPOS_SCALE_BASE, Block, Cache, Rotary, after_past
 from model.config import LevelConfig, ModelConfig
 from model.levels import Compress, Merge, align
 from model.losses import Losses, build_losses
 from model.sampling import generate, stream
 
+LIBRARY, TAGS = "hierarchical-byte-transformer", ["byte-level", "hierarchical-transformer"]
 MAX_XPOS_DISTANCE = 4096  # how far a cache lets positions run from where xpos is one
 
 
@@ -33,37 +32,28 @@ class Level(nn.Module):
         self.blocks = nn.ModuleDict({str(layer): Block(level, config) for layer in level.layers})
 
     def embed(self, x: Tensor, n: int, cache: Cache | None) -> tuple[Tensor, Tensor]:
-        """The last n of the embeddings x to tokens (b ⌈n/s⌉ d), and the rotary table of their positions."""
+        """The last n of the embeddings x to tokens (b ⌈n/s⌉ d), and the rotary table of their positions.
+
+        Xpos is one amid the first pass, later moved along with the keys, so that no long text overflows.
+        """
         tokens = self.norm_in(self.compress(x, n).to(x.dtype))  # autocast must not lower the residual stream
         first, count = cache.length // self.stride if cache else 0, tokens.shape[1]
-        positions = torch.arange(first, first + count, device=x.device) // self.chains
-        return tokens, self.rotary(positions, self.origin((first + count // 2) // self.chains, cache))
-
-    def origin(self, position: int, cache: Cache | None) -> int:
-        """Where xpos is one: amid the first pass, later moved along with the keys, so that no long text overflows."""
-        origin = cache.setdefault(self, position) if cache is not None else position
-        if self.rotary.xpos and position - origin > MAX_XPOS_DISTANCE:
-            fade = self.rotary.scale ** ((position - origin) / XPOS_SCALE_BASE)
+        positions, middle = torch.arange(first, first + count, device=x.device), (first + count // 2) // self.chains
+        origin = cache.setdefault(self, middle) if cache is not None else middle
+        if self.rotary.xpos and middle - origin > MAX_XPOS_DISTANCE:
+            fade = self.rotary.scale ** ((middle - origin) / XPOS_SCALE_BASE)
             for block in self.blocks.values():
                 if block.attn is not None:
                     cache[block.attn].ring[0].mul_(fade)
-            cache[self] = origin = position
-        return origin
+            cache[self] = origin = middle
+        return tokens, self.rotary(positions // self.chains, origin)
 
 
-class HierarchicalTransformer(
-    nn.Module,
-    PyTorchModelHubMixin,
-    library_name="hierarchical-byte-transformer",
-    license="mit",
-    tags=["byte-level", "hierarchical-transformer"],
-):
+class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBRARY, license="mit", tags=TAGS):
     """A causal language model over bytes on several time scales at once.
 
-    Takes the fields of `ModelConfig` as keyword arguments; per-level ones take one value, or one per level.
-
-    Raises:
-        ValueError: naming every argument that does not fit, what it got and what is allowed.
+    Takes the fields of `ModelConfig` as keyword arguments; per-level ones take one value, or one per level. A
+    ValueError names every argument that does not fit, what it got and what is allowed.
     """
 
     card: str | None = None  # a README, if its maker wrote one: saved, loaded and pushed with the weights
@@ -72,10 +62,10 @@ class HierarchicalTransformer(
         super().__init__()
         self.config = config = ModelConfig(**kwargs)
         self._hub_mixin_config = config.to_dict()  # what save_pretrained writes: every argument, defaults included
-        levels, everyone, predicting = config.levels, tuple(range(len(config.levels))), (config.predict_index,)
-        self.layers, self.dims = max(config.per_level("depth")), [level.dim for level in levels]
-        self.targets = everyone if config.hierarchy_merge_all else predicting
-        self.heads = everyone if config.predict_use_all_hierarchy else predicting
+        levels, self.layers = config.levels, max(config.per_level("depth"))
+        self.dims = [level.dim for level in levels]
+        self.targets = tuple(i for i, level in enumerate(levels) if level.merged)
+        self.heads = tuple(i for i, level in enumerate(levels) if level.predicts)
 
         self.token_emb = nn.Embedding(config.num_tokens, max(self.dims))
         self.levels = nn.ModuleList(Level(level, config, max(self.dims)) for level in levels)
@@ -84,10 +74,8 @@ class HierarchicalTransformer(
         self.losses = build_losses(config, max(self.dims))
         read = {*map(str, self.heads), *(i for modules in self.losses.values() for i in modules)}
         self.norms = nn.ModuleDict({i: nn.LayerNorm(self.dims[int(i)]) for i in sorted(read)})  # only what is read
-        self.init_weights()
 
-    def init_weights(self) -> None:
-        """Linear maps keep the scale of their input, embeddings start small, additions to a residual stream at zero."""
+        # Linear maps keep the scale of their input, embeddings start small, additions to a residual stream at zero.
         for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -98,9 +86,7 @@ class HierarchicalTransformer(
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def forward(
-        self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None
-    ) -> Tensor | tuple[Tensor, Losses]:
+    def forward(self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None) -> Tensor | tuple:
         """Logits of the byte after each of ids (b n): (b n num_tokens), where n may be any length.
 
         With `return_loss`, ids is (b n+1): its last n bytes are predicted from its first n, and the weighted sum of the
@@ -109,10 +95,15 @@ class HierarchicalTransformer(
         """
         if return_loss:
             ids, labels = ids[:, :-1], ids[:, 1:]
-        embeds = self.embed(ids, cache)
-        logits = self.predict(embeds, ids.shape[1], cache)
+        n, embeds, logits = ids.shape[1], self.embed(ids, cache), 0
+        weights = self.to_logits.weight.split([self.dims[i] for i in self.heads], dim=1)
+        for i, weight in zip(self.heads, weights, strict=True):  # each at its level's own rate
+            part = F.linear(embeds[str(i)], weight) if str(i) in embeds else cache[self.to_logits, i]
+            if cache is not None:
+                cache[self.to_logits, i] = part[:, -1:]
+            logits = logits + align(part, self.levels[i].stride, 1, n)
         if cache is not None:
-            cache.length += ids.shape[1]
+            cache.length += n
         if not return_loss:
             return logits
 
@@ -150,17 +141,6 @@ class HierarchicalTransformer(
                 tokens = self.merges[layer](tokens, n, cache)
         return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if int(i) in due}
 
-    def predict(self, embeds: dict[str, Tensor], n: int, cache: Cache | None = None) -> Tensor:
-        """Logits (b n num_tokens) from the outputs of the predicting levels, each mapped at its own rate."""
-        logits = 0
-        weights = self.to_logits.weight.split([self.dims[i] for i in self.heads], dim=1)
-        for i, weight in zip(self.heads, weights, strict=True):
-            part = F.linear(embeds[str(i)], weight) if str(i) in embeds else cache[self.to_logits, i]
-            if cache is not None:
-                cache[self.to_logits, i] = part[:, -1:]
-            logits = logits + align(part, self.levels[i].stride, 1, n)
-        return logits
-
     generate, stream = generate, stream
 
     def generate_model_card(self, *args, **kwargs) -> ModelCard:
@@ -169,7 +149,7 @@ class HierarchicalTransformer(
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, strict: bool = True, **kwargs) -> "HierarchicalTransformer":
-        with redirect_stdout(StringIO()):  # the mixin prints a line, and lets weights be missing
+        with redirect_stdout(None):  # the mixin prints a line, and lets weights be missing
             model = super()._from_pretrained(model_id=model_id, strict=strict, **kwargs)
         readme = Path(model_id, "README.md") if Path(model_id).is_dir() else model_id
         with suppress(EntryNotFoundError, ValueError):  # no card, on the hub or in a folder

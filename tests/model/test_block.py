@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import Cache
-from model.block import Rotary, TokenShift, rotate
+from model.block import Rotary, rotate, token_shift
 
 
 def scores(q, k, positions, xpos):
@@ -37,14 +37,14 @@ def test_low_precision_stays():
 
 def test_token_shift_takes_half_from_before_in_the_same_chain():
     x = torch.arange(1.0, 13.0).reshape(1, 3, 4)
-    shifted = TokenShift(1)(x)
+    shifted = token_shift(x, 1)
     assert torch.equal(shifted[..., :2], x[..., :2])
     assert torch.equal(shifted[0, :, 2:], torch.tensor([[0.0, 0.0], [3.0, 4.0], [7.0, 8.0]]))
-    assert torch.equal(TokenShift(2)(x)[0, :, 2:], torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]]))
+    assert torch.equal(token_shift(x, 2)[0, :, 2:], torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]]))
 
 
 @given(n=st.integers(1, 9), first=st.integers(1, 9), chains=st.sampled_from([1, 2, 4]))
 def test_token_shift_goes_on_where_its_cache_left_off(n, first, chains):
-    x, shift, cache = torch.randn(2, first + n, 4), TokenShift(chains), Cache()
-    pieces = [shift(x[:, :first], cache)] + [shift(x[:, t : t + 1], cache) for t in range(first, first + n)]
-    assert torch.equal(torch.cat(pieces, dim=1), shift(x))
+    x, cache = torch.randn(2, first + n, 4), Cache()
+    pieces = [token_shift(piece, chains, cache) for piece in x.split([first] + [1] * n, dim=1)]
+    assert torch.equal(torch.cat(pieces, dim=1), token_shift(x, chains))
