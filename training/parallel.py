@@ -7,8 +7,6 @@ import torch
 from accelerate import Accelerator, DistributedType, PartialState
 from accelerate.utils import FullyShardedDataParallelPlugin, GradientAccumulationPlugin, TorchDynamoPlugin
 from torch import nn
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.utils.checkpoint import checkpoint
 
 from model.block import Block
@@ -51,6 +49,8 @@ def build_accelerator(config: Config) -> Accelerator:
 
 def sharding_plugin() -> FullyShardedDataParallelPlugin:
     """FSDP2 over blocks. Autocast alone lowers the precision, as it does without sharding, for the same maths."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy  # heavy, and not needed elsewhere
+
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
         auto_wrap_policy="transformer_based_wrap",
@@ -76,6 +76,8 @@ def prepare(
         model.forward = accelerator.autocast()(model.forward)  # which Accelerate leaves out when it shards
     model, optimizer = accelerator.prepare(model, optimizer)
     if accelerator.distributed_type == DistributedType.FSDP:
+        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict  # heavy, too
+
         # The first look at a sharded optimizer's state steps it at rate 0, to have one. That step must not count.
         get_optimizer_state_dict(model, optimizer.optimizer)
         for state in optimizer.state.values():
