@@ -19,13 +19,11 @@ class Attend(nn.Module):
     Args:
         causal: a query sees its own key and those before it; fewer queries than keys are the last of the sequence.
         use_flash_attn: PyTorch's fused kernels instead of the plain path that they are tested against.
-        window_size: with `causal`, see only this many keys, one's own included.
+        window_size: with `causal`, see only this many keys, one's own included; less than 1 is a ValueError.
 
     Shapes:
         q: (b h i d), k and v: (b h j d), or with fewer heads, each shared by as many neighbours of q.
         mask: (b j) bool, True where a key may be seen. Returns (b h i d).
-
-    A window without `causal`, or one below 1, is a ValueError.
     """
 
     def __init__(self, causal: bool = False, use_flash_attn: bool = False, window_size: int | None = None):
@@ -46,8 +44,7 @@ class Attend(nn.Module):
         queries, keys = q.shape[-2], k.shape[-2]
         kernel = self.kernel(queries, keys, q.shape[-1], q.device.type)
         if kernel == "flex":
-            blocks = window_blocks(keys, self.window_size, q.device)
-            return compiled(flex_window_attention)(q, k, v, blocks, mask)
+            return compiled(flex_window_attention)(q, k, v, window_blocks(keys, self.window_size, q.device), mask)
         if kernel == "block-local":
             return block_local_attention(q, k, v, self.window_size, mask)
         if kernel == "sdpa" and self.causal and 1 < queries == keys and mask is None:
@@ -58,10 +55,10 @@ class Attend(nn.Module):
             seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(past).triu(past - window + 1)
             visible = seen if visible is None else visible & seen
         attention = plain_attention if kernel == "plain" else sdpa
-        return attention(q, k, v, visible) if mask is None else masked(attention, q, k, v, visible)
+        return attention(q, k, v) if visible is None else masked(attention, q, k, v, visible)
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None) -> Tensor:
+def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
     """Attention as it is written on paper, softmax in at least float32."""
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     scores = einsum(q, k, "b h i d, b h j d -> b h i j") * q.shape[-1] ** -0.5

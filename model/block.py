@@ -1,7 +1,6 @@
 """One layer of one level: token shift and attention, token shift and feed-forward, and what they keep to generate."""
 
 from collections import OrderedDict
-from collections.abc import Hashable
 from math import pi
 
 import torch
@@ -25,7 +24,7 @@ class Cache(dict):
     length = 0
 
 
-def after_past(t: Tensor, reach: int, cache: Cache | None, key: Hashable) -> Tensor:
+def after_past(t: Tensor, reach: int, cache: Cache | None, key) -> Tensor:
     """Tokens t (b n d) behind the `reach` tokens before them, zeros before the first one: (b reach+n d)."""
     past = cache.get(key) if cache is not None else None
     t = F.pad(t, (0, 0, reach, 0)) if past is None else torch.cat((past, t), dim=1)
@@ -34,7 +33,7 @@ def after_past(t: Tensor, reach: int, cache: Cache | None, key: Hashable) -> Ten
     return t
 
 
-def token_shift(x: Tensor, chains: int, cache: Cache | None = None, key: Hashable = None) -> Tensor:
+def token_shift(x: Tensor, chains: int, cache: Cache | None = None, key=None) -> Tensor:
     """The second half of x's channels (b n d) from the token before in the same chain (RWKV, arXiv 2305.13048)."""
     here, before = x.chunk(2, dim=-1)
     return torch.cat((here, after_past(before, chains, cache, key)[:, : x.shape[1]]), dim=-1)
@@ -48,8 +47,8 @@ class Block(nn.Module):
         self.chains, inner = level.chains, int(level.dim * level.ff_mult)
         self.attn = Attention(level, config.use_flash_attn, config.qk_norm) if level.window > 0 else None
         to_hidden, to_out = nn.Linear(level.dim, inner, bias=False), nn.Linear(inner, level.dim, bias=False)
-        ff = OrderedDict(norm=nn.RMSNorm(level.dim), to_hidden=to_hidden, gelu=nn.GELU(), to_out=to_out)
-        self.ff = nn.Sequential(ff)
+        named = {"norm": nn.RMSNorm(level.dim), "to_hidden": to_hidden, "gelu": nn.GELU(), "to_out": to_out}
+        self.ff = nn.Sequential(OrderedDict(named))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:

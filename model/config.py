@@ -108,12 +108,12 @@ class ModelConfig:
     def __post_init__(self):
         for name, value in vars(self).items():
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)  # JSON gives lists
-        given, hierarchies = self.to_dict(), self.per_level("hierarchies")
+        given, hierarchies = self.to_dict(), list(self.per_level("hierarchies"))
         legal = all(is_number(c, 1, int) and c.bit_count() == 1 for c in hierarchies)
         distinct = len(set(hierarchies)) == len(hierarchies) > 0
         require(given, hierarchies=(legal and distinct, "one or more distinct powers of two"))
 
-        each = f"one for all or one for each of the {len(hierarchies)} hierarchies {list(hierarchies)}"
+        each = f"one for all or one for each of the {len(hierarchies)} hierarchies {hierarchies}"
         checks, least = {}, max(hierarchies)
         for name, (allowed, is_legal) in PER_LEVEL.items():
             values = self.per_level(name)
@@ -121,10 +121,7 @@ class ModelConfig:
             checks[name] = fits, f"{allowed}; {each}"
         checks["seq_len"] = is_number(self.seq_len, least, int), f"at least the largest compression, {least}"
         checks["num_tokens"] = is_number(self.num_tokens, 2, int), "at least 2"
-        checks["predict_hierarchy"] = (
-            self.predict_hierarchy in (None, *hierarchies),
-            f"null or one of {list(hierarchies)}",
-        )
+        checks["predict_hierarchy"] = self.predict_hierarchy in (None, *hierarchies), f"null or one of {hierarchies}"
         checks["num_rollouts"] = is_number(self.num_rollouts, 1, int), "at least 1"
         checks["dropout"] = is_number(self.dropout, 0) and self.dropout < 1, "0 to below 1"
         require(given, **checks)  # each by itself, and now beside one another

@@ -62,11 +62,8 @@ class ChunkAttention(nn.Module):
 
 
 def align(t: Tensor, stride: int, to: int, n: int) -> Tensor:
-    """Bring a level's tokens (b ⌈n/stride⌉ d) to another stride over the same n bytes: (b ⌈n/to⌉ d).
-
-    Position t reads output ⌊t/stride⌋: upwards by repetition, downwards by taking every so-manyth. Strides are powers
-    of two, so one always divides the other.
-    """
+    """Bring a level's tokens (b ⌈n/stride⌉ d) to another stride over the same n bytes: (b ⌈n/to⌉ d). Position t reads
+    output ⌊t/stride⌋. Strides are powers of two, so one always divides the other."""
     if stride > to:
         return repeat(t, "b k d -> b (k r) d", r=stride // to)[:, : ceil(n / to)]
     return t[:, :: to // stride]

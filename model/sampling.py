@@ -33,9 +33,8 @@ class Sampling:
 
     def draw(self, logits: Tensor, seen: Tensor, generator: torch.Generator | None) -> Tensor:
         """One token for each row of logits (b v), where `seen` (b v) marks the tokens that came before: (b 1)."""
-        if self.repetition_penalty != 1:
-            lowered = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-            logits = torch.where(seen, lowered, logits)
+        lowered = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+        logits = torch.where(seen, lowered, logits)
         if self.temperature == 0:
             return logits.argmax(dim=-1, keepdim=True)
         return torch.multinomial(self.filter(logits / self.temperature).softmax(dim=-1), 1, generator=generator)
@@ -80,8 +79,7 @@ def stream(model, prompt: Tensor, length: int, *, use_cache=True, generator=None
             if done.all():
                 return
             seen.scatter_(1, new, True)
-            fresh = new.to(ids.device)
-            ids = fresh if use_cache else torch.cat((ids, fresh), dim=1)
+            ids = new.to(ids.device) if use_cache else torch.cat((ids, new.to(ids.device)), dim=1)
     finally:
         model.train(was_training)
 

@@ -17,7 +17,6 @@ from model.losses import Losses, build_losses
 from model.sampling import generate, stream
 
 LIBRARY, TAGS = "hierarchical-byte-transformer", ["byte-level", "hierarchical-transformer"]
-MAX_XPOS_DISTANCE = 4096  # how far a cache lets positions run from where xpos is one
 
 
 class Level(nn.Module):
@@ -40,7 +39,7 @@ class Level(nn.Module):
         first, count = cache.length // self.stride if cache else 0, tokens.shape[1]
         positions, middle = torch.arange(first, first + count, device=x.device), (first + count // 2) // self.chains
         origin = cache.setdefault(self, middle) if cache is not None else middle
-        if self.rotary.xpos and middle - origin > MAX_XPOS_DISTANCE:
+        if self.rotary.xpos and middle - origin > 8 * XPOS_SCALE_BASE:
             fade = self.rotary.scale ** ((middle - origin) / XPOS_SCALE_BASE)
             for block in self.blocks.values():
                 if block.attn is not None:
