@@ -15,10 +15,10 @@ XPOS_SCALE_BASE = 512  # distance over which xpos fades by one power of its per-
 
 
 class Cache(dict):
-    """State after `length` bytes of each row of a batch: each module keeps its own, so that no byte is computed twice.
+    """State after `length` bytes of each row of a batch, so that none is computed twice: each module keeps its own.
 
-    The first pass is the prefill, an ordinary one that leaves its state behind. Each later one brings one byte, at
-    which a level computes only when its stride comes round: in between, its last output stands in.
+    The first pass is ordinary, and leaves its state behind. Each later one brings one byte, at which a level computes
+    only when its stride comes round: in between, its last output stands in.
     """
 
     length = 0
@@ -58,11 +58,8 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions over x (b n d) -> (b n d), where n may be any length.
-
-    A level whose stride is below its compression attends axially: tokens of the same residue modulo c/s form a chain,
-    and chains do not see one another.
-    """
+    """Causal multi-head attention with rotary positions over x (b n d) -> (b n d). Where the stride is below the
+    compression it is axial: tokens of the same residue modulo c/s form a chain, and chains do not see one another."""
 
     def __init__(self, level: LevelConfig, use_flash_attn: bool, qk_norm: bool):
         super().__init__()
@@ -99,10 +96,9 @@ class Attention(nn.Module):
 
 
 class KeyValues:
-    """Rotated keys and values of the last `window` outputs of each chain, a ring of slots: (2 b h chains window d).
+    """Rotated keys and values of the last `window` outputs of each chain, begun with the first n (2 b h n d).
 
-    Output k lies in slot ⌊k/chains⌋ modulo the window; attention does not care for the order of its keys. Begins with
-    what the first n outputs, keys and values (2 b h n d), leave behind.
+    A ring (2 b h chains window d), output k in slot ⌊k/chains⌋ modulo the window: their order does not matter.
     """
 
     def __init__(self, kv: Tensor, window: int, chains: int):
@@ -139,11 +135,9 @@ class Rotary(nn.Module):
 
     def forward(self, positions: Tensor, origin: int = 0) -> Tensor:
         """Factors of t and of its swapped halves at `positions` (n): (2 1 n d), or (2 heads n d) with xpos, whose scale
-        is one at `origin`. Cosines and, a quarter turn away, -sines and sines, of angles in float64, except on MPS,
-        which has none: a text may become very long.
-        """
+        is one at `origin`. Cosines, and -sines and sines, a quarter turn away."""
         positions = rearrange(positions, "n -> n 1")
-        wide = torch.float32 if positions.device.type == "mps" else torch.float64
+        wide = torch.float32 if positions.device.type == "mps" else torch.float64  # for long texts; MPS has none
         table = (positions * self.freqs.to(wide) + self.turn).cos().to(self.freqs)
         return table * self.scale ** (self.power * (positions - origin)) if self.xpos else table
 

@@ -4,13 +4,6 @@ from dataclasses import dataclass
 from math import ceil, inf
 from types import SimpleNamespace
 
-LOSS_WEIGHTS = {  # by the name of the loss
-    "reconstruction": "recon_loss_weight",
-    "prophet": "prophet_loss_weight",
-    "next_latent": "next_latent_loss_weight",
-    "quantizer": "quantizer_loss_weight",
-}
-
 
 def is_number(value, low: int, kind=int | float) -> bool:
     """Whether value is a finite number of a kind, at least low."""
@@ -18,7 +11,7 @@ def is_number(value, low: int, kind=int | float) -> bool:
 
 
 def require(given: dict, **checks: tuple[bool, str]) -> None:
-    """Raise a ValueError over those of the arguments given that do not fit."""
+    """Raise a ValueError that names each argument that does not fit, what it got and what is allowed."""
     wrong = [f"{name}: got {given[name]}, allowed: {allowed}" for name, (fits, allowed) in checks.items() if not fits]
     if wrong:
         raise ValueError("; ".join(wrong))
@@ -36,23 +29,22 @@ PER_LEVEL = {
     "compress_mult": ("above 0", lambda v, c: is_number(v, 0) and v > 0),
     "window_sizes": ("null, or 0 and above", lambda v, c: v is None or is_number(v, 0, int)),
     "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_number(v, 1, int) and c % v == 0),
-    **dict.fromkeys(LOSS_WEIGHTS.values(), ("0 or above", lambda v, c: is_number(v, 0))),
+    "recon_loss_weight": ("0 or above", lambda v, c: is_number(v, 0)),
+    "prophet_loss_weight": ("0 or above", lambda v, c: is_number(v, 0)),
+    "next_latent_loss_weight": ("0 or above", lambda v, c: is_number(v, 0)),
+    "quantizer_loss_weight": ("0 or above", lambda v, c: is_number(v, 0)),
 }
 
 
 class LevelConfig(SimpleNamespace):
-    """One level's values of the arguments in `PER_LEVEL`, and what follows from them: its compression and stride,
-    `chains` that it attends along, axially, where the one is above the other, `layers` that it takes part in, `window`
-    of keys that a query sees along its own chain, itself included, 0 = no attention, and `loss_weights` by loss.
-    """
+    """One level's values of the arguments in `PER_LEVEL`, and what follows from them: its compression and stride, the
+    interleaved `chains` that it attends along, axially, where the one is above the other, `layers` that it takes part
+    in, `window` of keys that a query sees along its own chain, and whether it `predicts` and is `merged` into."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Arguments of `HierarchicalTransformer`. "Per level" takes one value, or one for each of `hierarchies`.
-
-    A ValueError names each argument that does not fit, what it got and what is allowed.
-    """
+    """Arguments of `HierarchicalTransformer`. "Per level" takes one value, or one for each of `hierarchies`."""
 
     num_tokens: int = 256
     """vocabulary; 256 for bytes, none of them reserved"""
@@ -155,7 +147,6 @@ class ModelConfig:
             level.layers = [k for k in range(layers) if (k + 1) * level.depth // layers > k * level.depth // layers]
             level.window = ceil(self.seq_len / c) if level.window_sizes is None else level.window_sizes
             level.kv_heads = level.kv_heads or level.heads
-            level.loss_weights = {loss: getattr(level, name) for loss, name in LOSS_WEIGHTS.items()}
             chosen = c == (self.predict_hierarchy or min(hierarchies))
             level.predicts, level.merged = chosen or self.predict_use_all_hierarchy, chosen or self.hierarchy_merge_all
             levels.append(level)

@@ -15,8 +15,8 @@ from model.config import LevelConfig
 class Compress(nn.Module):
     """Bytes' embeddings to a level's first tokens, token k (from 0) by the bytes ks - c + 1 … ks: (b ⌈n/s⌉ d).
 
-    Every position t ≥ ks may read it. By convolution: of kernel c and stride s, a SiLU and a linear map, the first one
-    written as one matrix product over chunks. By mean: of the chunk, and a linear map. By attention: `ChunkAttention`.
+    By convolution of kernel c and stride s, written as one matrix product over chunks, a SiLU and a linear map; by the
+    mean of a chunk and a linear map; or by `ChunkAttention`.
     """
 
     def __init__(self, dim_in: int, level: LevelConfig):
@@ -70,8 +70,7 @@ def align(t: Tensor, stride: int, to: int, n: int) -> Tensor:
 
 
 class Merge(nn.Module):
-    """What all levels say together, added to those in `targets`: tokens (b ⌈n/s⌉ d) by level -> the same. Where a level
-    has none at a step, its last one stands in.
+    """What all levels say together, added to those in `targets`: tokens (b ⌈n/s⌉ d) by level -> the same.
 
     Computes linear(SiLU(linear(RMSNorm(concatenation of all levels, aligned)))). The first linear map is applied to
     each level at its own rate and summed after alignment: the same, without a coarse level's work for every byte.
@@ -94,7 +93,7 @@ class Merge(nn.Module):
             if i in tokens:
                 t = align(tokens[i], stride, rate, n)
                 part = F.linear(t * gains[i], weights[i]), t.float().square().sum(dim=-1, keepdim=True)
-            else:
+            else:  # its stride does not come round
                 part = cache[self, i]
             if cache is not None:
                 cache[self, i] = tuple(p[:, -1:] for p in part)

@@ -105,14 +105,16 @@ class Quantizer(nn.Module):
 def build_losses(config: ModelConfig, dim_in: int) -> nn.ModuleDict:
     """Modules by name and level, where they have a weight; NextLatent alone says something about a level of 1x."""
     builders = {
-        "reconstruction": partial(Chunks, ahead=False),
-        "prophet": partial(Chunks, ahead=True),
-        "next_latent": partial(NextLatent, rollouts=config.num_rollouts),
-        "quantizer": Quantizer,
+        "reconstruction": ("recon_loss_weight", partial(Chunks, ahead=False)),
+        "prophet": ("prophet_loss_weight", partial(Chunks, ahead=True)),
+        "next_latent": ("next_latent_loss_weight", partial(NextLatent, rollouts=config.num_rollouts)),
+        "quantizer": ("quantizer_loss_weight", Quantizer),
     }
     losses = {}
-    for name, build in builders.items():
+    for name, (argument, build) in builders.items():
         for i, level in enumerate(config.levels):
-            if level.loss_weights[name] > 0 and (level.compression > 1 or name == "next_latent"):
-                losses.setdefault(name, nn.ModuleDict())[str(i)] = build(level, config.num_tokens, dim_in)
+            if getattr(level, argument) > 0 and (level.compression > 1 or name == "next_latent"):
+                module = build(level, config.num_tokens, dim_in)
+                module.loss_weight = getattr(level, argument)
+                losses.setdefault(name, nn.ModuleDict())[str(i)] = module
     return nn.ModuleDict(losses)

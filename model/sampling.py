@@ -60,7 +60,7 @@ def stream(model, prompt: Tensor, length: int, *, use_cache=True, generator=None
         generator: a torch.Generator on the CPU, where chance comes from; the same state gives the same bytes.
         sampling: fields of `Sampling`. Rows that have met a stop token repeat it.
 
-    A ValueError comes at the first token, on an empty prompt, a negative length, or as `Sampling` has it.
+    A ValueError comes at the first token, on an empty prompt, a negative length, or from `Sampling`.
     """
     if prompt.ndim != 2 or prompt.shape[1] == 0:
         raise ValueError(f"prompt: got shape {tuple(prompt.shape)}, allowed: (b n) with at least one token")

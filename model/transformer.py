@@ -31,15 +31,12 @@ class Level(nn.Module):
         self.blocks = nn.ModuleDict({str(layer): Block(level, config) for layer in level.layers})
 
     def embed(self, x: Tensor, n: int, cache: Cache | None) -> tuple[Tensor, Tensor]:
-        """The last n of the embeddings x to tokens (b ⌈n/s⌉ d), and the rotary table of their positions.
-
-        Xpos is one amid the first pass, later moved along with the keys, so that no long text overflows.
-        """
+        """The last n of the embeddings x to tokens (b ⌈n/s⌉ d), and the rotary table of their positions."""
         tokens = self.norm_in(self.compress(x, n).to(x.dtype))  # autocast must not lower the residual stream
         first, count = cache.length // self.stride if cache else 0, tokens.shape[1]
         positions, middle = torch.arange(first, first + count, device=x.device), (first + count // 2) // self.chains
         origin = cache.setdefault(self, middle) if cache is not None else middle
-        if self.rotary.xpos and middle - origin > 8 * XPOS_SCALE_BASE:
+        if self.rotary.xpos and middle - origin > 8 * XPOS_SCALE_BASE:  # far enough, before scales overflow
             fade = self.rotary.scale ** ((middle - origin) / XPOS_SCALE_BASE)
             for block in self.blocks.values():
                 if block.attn is not None:
@@ -112,21 +109,17 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
         for name, modules in self.losses.items():
             for i, module in modules.items():
                 part = module(embeds[i], ids, labels, x)
-                loss = loss + module.level.loss_weights[name] * part
+                loss = loss + module.loss_weight * part
                 by_level[f"{name}/{module.level.compression}x"] = part.detach()
                 sums[name] = sums.get(name, 0) + part.detach()
         return loss, Losses(nats.detach(), **sums, by_level=by_level)
 
     def embed(self, ids: Tensor, cache: Cache | None = None) -> dict[str, Tensor]:
-        """The normed outputs that something reads, by level, for ids (b n): (b ⌈n/s⌉ d) each.
-
-        With a cache, a level whose stride does not come round has none.
-        """
+        """Of ids (b n), the normed outputs (b ⌈n/s⌉ d) that something reads, by level, where its stride comes round."""
         n = ids.shape[1]
         if cache and n != 1:
             raise ValueError(f"ids: got {n} bytes a row, allowed: 1 when the cache is not empty")
-        reach = max(self.config.per_level("hierarchies")) - 1
-        x = after_past(self.token_emb(ids), reach, cache, self.token_emb)
+        x = after_past(self.token_emb(ids), max(self.config.per_level("hierarchies")) - 1, cache, self.token_emb)
         due = {i: level for i, level in enumerate(self.levels) if not cache or cache.length % level.stride == 0}
         tokens, rotary = {}, {}
         for i, level in due.items():
