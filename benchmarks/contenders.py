@@ -1,0 +1,154 @@
+"""What trains side by side: our model and its peers, behind one face, with their training steps and their work counted.
+
+Peers come from `benchmarks/requirements.txt`.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from model import HierarchicalTransformer
+from model.block import Block
+
+
+class Contender(nn.Module):
+    """A causal model over bytes: ids (b n) -> logits (b n num_tokens), and a loss of ids (b n+1).
+
+    Args:
+        model: maps ids to logits.
+        has_loss: whether `model(ids, return_loss=True)` gives the loss first; otherwise cross-entropy is taken here.
+    """
+
+    def __init__(self, model: nn.Module, has_loss: bool = True):
+        super().__init__()
+        self.model, self.has_loss = model, has_loss
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.model(ids)
+
+    def loss(self, ids: Tensor) -> Tensor:
+        """What training minimises: a scalar."""
+        if self.has_loss:
+            return self.model(ids, return_loss=True)[0]
+        return F.cross_entropy(self.model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def ours(compiled: bool = False, **config) -> Contender:
+    """`HierarchicalTransformer`; with `compiled`, block by block, as `train.compile` does."""
+    model = HierarchicalTransformer(**config)
+    for block in [module for module in model.modules() if compiled and isinstance(module, Block)]:
+        block.forward = torch.compile(block.forward, dynamic=False)
+    return Contender(model)
+
+
+def reference(**config) -> Contender | None:
+    """The `HierarchicalTransformer` of simple-hierarchical-transformer 0.4.0, without the losses that it has beside
+    cross-entropy unless they are asked for; None, and a word about it, where it is not installed."""
+    try:
+        from simple_hierarchical_transformer import HierarchicalTransformer as Reference
+    except ImportError:
+        return missing("simple-hierarchical-transformer")
+    return Contender(Reference(**{"recon_loss_weight": 0.0, "next_latent_loss_weight": 0.0} | config))
+
+
+def decoder(num_tokens: int, dim: int, depth: int, heads: int, dim_head: int, seq_len: int) -> Contender | None:
+    """The decoder of x-transformers with SDPA and rotary positions; None, and a word, where it is not installed."""
+    try:
+        from x_transformers import Decoder, TransformerWrapper
+    except ImportError:
+        return missing("x-transformers")
+    layers = Decoder(
+        dim=dim, depth=depth, heads=heads, attn_dim_head=dim_head, attn_flash=True, rotary_pos_emb=True, ff_mult=4
+    )
+    model = TransformerWrapper(num_tokens=num_tokens, max_seq_len=seq_len, use_abs_pos_emb=False, attn_layers=layers)
+    return Contender(model, has_loss=False)
+
+
+def missing(peer: str) -> None:
+    """Say that a peer is not installed."""
+    print(f"{peer} is not installed, and is left out: pip install -r benchmarks/requirements.txt")
+
+
+def random_ids(batch: int, n: int, device: str) -> Tensor:
+    """Bytes to train on: (b n+1). None is 0, which the reference leaves out of its loss."""
+    return torch.randint(1, 256, (batch, n + 1), device=device)
+
+
+def training_step(contender: Contender, ids: Tensor, bf16: bool) -> Callable[[], None]:
+    """A whole step on ids, as `train.py` takes it: forward and backward, clipping, fused AdamW."""
+    parameters = list(contender.parameters())
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+
+    def step() -> None:
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+            loss = contender.loss(ids)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def count_parameters(contender: nn.Module) -> int:
+    """All that are trained."""
+    return sum(p.numel() for p in contender.parameters())
+
+
+def count_flops(contender: Contender, n: int) -> float:
+    """Floating-point operations of a training step at length n, a byte, counted on a step that really runs.
+
+    Matrix products and convolutions count as they are done, forward and backward. Fused attention counts the pairs of
+    query and key that its mask lets through, twice as much backward as forward: half of n² if causal, the window if
+    there is one. A peer's attention out of plain products counts in full, what it masks away included.
+    """
+    contender, ids = deepcopy(contender).cpu(), random_ids(1, n, "cpu")
+    with counting() as counter:
+        contender.loss(ids).backward()
+    return counter.get_total_flops() / n
+
+
+def flops_by_module(contender: Contender, n: int) -> dict[str, float]:
+    """Of `count_flops`, what each module takes, by its name in the model, and "" for the whole model."""
+    contender, ids = deepcopy(contender).cpu(), random_ids(1, n, "cpu")
+    with counting() as counter, torch.no_grad():
+        contender.loss(ids)
+    root = type(contender.model).__name__
+    counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items() if name.startswith(root)}
+    return {name.removeprefix(root).removeprefix("."): 3 * flops / n for name, flops in counts.items()}
+
+
+def counting() -> FlopCounterMode:
+    """A counter that knows the fused attention of the CPU."""
+    ops = torch.ops.aten
+    formulas = {
+        ops._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+        ops._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+    }
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def attention_flops(q, k, v, dropout_p=0.0, is_causal=False, *, attn_mask=None, scale=None, out_val=None) -> int:
+    """Two products over the visible pairs of queries (b h i d) and keys (b h j d)."""
+    b, h, i, d = q.shape
+    j = k.shape[-2]
+    if attn_mask is not None:  # boolean, or what is added to the scores
+        seen = attn_mask if attn_mask.dtype == torch.bool else attn_mask > -torch.inf
+        pairs = int(seen.expand(b, h, i, j).sum())
+    else:
+        pairs = b * h * (i * (i + 1) // 2 + i * (j - i) if is_causal else i * j)
+    return 2 * pairs * (d + v.shape[-1])
+
+
+def attention_backward_flops(
+    grad_out, q, k, v, out, logsumexp, dropout_p, is_causal, *, attn_mask=None, scale=None, out_val=None
+) -> int:
+    """Twice the forward pass; what the kernel computes again does not count."""
+    return 2 * attention_flops(q, k, v, dropout_p, is_causal, attn_mask=attn_mask)
+
+
+attention_flops._get_raw = attention_backward_flops._get_raw = True  # the counter hands over tensors, not shapes
