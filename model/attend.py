@@ -1,16 +1,9 @@
 """Scaled dot-product attention: which keys a query sees, and which kernel computes it."""
 
-from functools import cache, lru_cache
-from math import ceil
-
 import torch
 import torch.nn.functional as F
 from einops import einsum, rearrange, repeat
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
-
-BLOCK = 64  # a window's queries go through SDPA in blocks of at least this many
-compiled = cache(torch.compile)  # once for each function, when a GPU first asks: it takes seconds to import
 
 
 class Attend(nn.Module):
@@ -44,7 +37,9 @@ class Attend(nn.Module):
         queries, keys = q.shape[-2], k.shape[-2]
         kernel = self.kernel(queries, keys, q.shape[-1], q.device.type)
         if kernel == "flex":
-            return compiled(flex_window_attention)(q, k, v, window_blocks(keys, self.window_size, q.device), mask)
+            from model.flex import compiled, flex_attention, window_blocks  # takes a second
+
+            return compiled(flex_attention)(q, k, v, window_blocks(keys, self.window_size, q.device), mask)
         if kernel == "block-local":
             return block_local_attention(q, k, v, self.window_size, mask)
         if kernel == "sdpa" and self.causal and 1 < queries == keys and mask is None:
@@ -70,8 +65,7 @@ def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = No
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """PyTorch's kernels, whichever of them fits."""
-    gqa = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, is_causal=is_causal, enable_gqa=gqa)
+    return F.scaled_dot_product_attention(q, k, v, visible, 0.0, is_causal, enable_gqa=q.shape[1] != k.shape[1])
 
 
 def masked(attention, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
@@ -87,7 +81,7 @@ def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Te
     Blocks stand in the batch axis and everything else in the heads, so that one mask per block serves all of them.
     """
     batch, heads, n, _ = q.shape
-    block = max(window, BLOCK)
+    block = max(window, 64)  # smaller ones leave SDPA too little to do
     padding = -n % block
     q = rearrange(F.pad(q, (0, 0, 0, padding)), "b h (m i) d -> m (b h) i d", i=block)
     k, v = (F.pad(t, (0, 0, window, padding)).unfold(-2, window + block, block) for t in (k, v))
@@ -102,22 +96,3 @@ def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Te
         mask = repeat(F.pad(mask, (window, padding)).unfold(-1, window + block, block), "b m j -> m (b h) 1 j", h=heads)
         out = masked(sdpa, q, k, v, visible & mask)
     return rearrange(out, "m (b h) i d -> b h (m i) d", b=batch)[..., :n, :]
-
-
-def flex_window_attention(q: Tensor, k: Tensor, v: Tensor, blocks: BlockMask, mask: Tensor | None) -> Tensor:
-    """The same through flex attention (arXiv 2412.05496), which skips the blocks that a window does not reach."""
-    hide = None if mask is None else lambda score, b, h, i, j: torch.where(mask[b, j], score, -torch.inf)
-    return flex_attention(q, k, v, hide, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
-
-
-@torch.compiler.disable  # inductor takes a block mask as an input, and stumbles where it sees it made
-@lru_cache(maxsize=32)
-def window_blocks(n: int, window: int, device: torch.device, size: int = 128) -> BlockMask:
-    """Which blocks of keys each block of n queries reaches, kept for the steps to come; n² / size² small integers."""
-    row = torch.arange(ceil(n / size), device=device, dtype=torch.int32)
-    first = (row * size - window + 1).clamp(min=0) // size
-    reached = rearrange(row - first + 1, "i -> 1 1 i")
-    indices = (rearrange(first, "i -> 1 1 i 1") + row).clamp(max=len(row) - 1)
-    return BlockMask.from_kv_blocks(
-        reached, indices, BLOCK_SIZE=size, seq_lengths=(n, n), mask_mod=lambda b, h, i, j: (j <= i) & (j > i - window)
-    )

@@ -29,11 +29,9 @@ PER_LEVEL = {
     "compress_mult": ("above 0", lambda v, c: is_number(v, 0) and v > 0),
     "window_sizes": ("null, or 0 and above", lambda v, c: v is None or is_number(v, 0, int)),
     "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_number(v, 1, int) and c % v == 0),
-    "recon_loss_weight": ("0 or above", lambda v, c: is_number(v, 0)),
-    "prophet_loss_weight": ("0 or above", lambda v, c: is_number(v, 0)),
-    "next_latent_loss_weight": ("0 or above", lambda v, c: is_number(v, 0)),
-    "quantizer_loss_weight": ("0 or above", lambda v, c: is_number(v, 0)),
 }
+for loss in ("recon", "prophet", "next_latent", "quantizer"):
+    PER_LEVEL[f"{loss}_loss_weight"] = ("0 or above", lambda v, c: is_number(v, 0))
 
 
 class LevelConfig(SimpleNamespace):

@@ -51,8 +51,6 @@ class NextLatent(nn.Module):
     goes on from what the step before predicted, and counts for less the more those before it erred.
     """
 
-    COSINE = 0.9  # share of the cosine distance; the rest is squared error
-
     def __init__(self, level: LevelConfig, num_tokens: int, dim_in: int, rollouts: int = 1):
         super().__init__()
         self.level, self.rollouts, dim = level, rollouts, level.dim
@@ -74,7 +72,7 @@ class NextLatent(nn.Module):
             latent = latent + self.to_out(self.hidden(torch.cat((latent, summaries[:, ahead]), dim=-1)))
             target = embeds[:, ahead].detach().float()
             square = F.mse_loss(latent.float(), target, reduction="none").mean(dim=-1)
-            error = square.lerp(1 - F.cosine_similarity(latent.float(), target, dim=-1), self.COSINE)
+            error = 0.1 * square + 0.9 * (1 - F.cosine_similarity(latent.float(), target, dim=-1))
             loss = loss + (error * torch.exp(-erred)).mean() / self.rollouts
             erred = erred + error.detach()
         return loss

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import Attend
-from model.attend import flex_window_attention, window_blocks
+from model.flex import flex_attention, window_blocks
 
 
 def by_hand(q, k, v, causal, window, mask):
@@ -137,13 +137,13 @@ def test_flex_attention_sees_the_same_window(n, window, kind):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, n, 16), torch.randn(2, 2, n, 16), torch.randn(2, 2, n, 16)
     mask = draw_mask(kind, 2, n)
-    out = flex_window_attention(q, k, v, window_blocks(n, window, q.device), mask)
+    out = flex_attention(q, k, v, window_blocks(n, window, q.device), mask)
     plain = Attend(causal=True, window_size=window)(q, k, v, mask)
     torch.testing.assert_close(out, plain, atol=1e-5, rtol=0)
 
 
 def test_flex_attention_compiles_with_its_cached_blocks():
-    compiled = torch.compile(flex_window_attention)
+    compiled = torch.compile(flex_attention)
     for n in (200, 330):
         q, k, v = (torch.randn(1, 2, n, 16) for _ in range(3))
         out = compiled(q, k, v, window_blocks(n, 40, q.device), None)
