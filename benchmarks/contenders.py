@@ -37,12 +37,15 @@ class Contender(nn.Module):
         return F.cross_entropy(self.model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-def ours(compiled: bool = False, **config) -> Contender:
-    """`HierarchicalTransformer`; with `compiled`, block by block, as `train.compile` does."""
-    model = HierarchicalTransformer(**config)
-    for block in [module for module in model.modules() if compiled and isinstance(module, Block)]:
+def ours(**config) -> Contender:
+    """`HierarchicalTransformer`."""
+    return Contender(HierarchicalTransformer(**config))
+
+
+def compile_blocks(contender: Contender) -> None:
+    """Compile ours block by block, as `train.compile` does."""
+    for block in [module for module in contender.modules() if isinstance(module, Block)]:
         block.forward = torch.compile(block.forward, dynamic=False)
-    return Contender(model)
 
 
 def reference(**config) -> Contender | None:
