@@ -90,9 +90,10 @@ def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Te
     visible = torch.ones(block, window + block, dtype=torch.bool, device=q.device).tril(window).triu(1)
     visible = repeat(visible, "i j -> m 1 i j", m=len(q)).clone()
     visible[0, ..., :window] = False  # nothing but padding comes before the first block
+    attention = sdpa if q.dtype.itemsize > 2 else plain_attention  # faster in bfloat16 (benchmarks/NOTES.md)
     if mask is None:
-        out = sdpa(q, k, v, visible)  # every query sees itself, so that no row is blind
+        out = attention(q, k, v, visible)  # every query sees itself, so that no row is blind
     else:
         mask = repeat(F.pad(mask, (window, padding)).unfold(-1, window + block, block), "b m j -> m (b h) 1 j", h=heads)
-        out = masked(sdpa, q, k, v, visible & mask)
+        out = masked(attention, q, k, v, visible & mask)
     return rearrange(out, "m (b h) i d -> b h (m i) d", b=batch)[..., :n, :]

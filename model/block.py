@@ -15,11 +15,9 @@ XPOS_SCALE_BASE = 512  # distance over which xpos fades by one power of its per-
 
 
 class Cache(dict):
-    """State after `length` bytes of each row of a batch, so that none is computed twice: each module keeps its own.
-
-    The first pass is ordinary, and leaves its state behind. Each later one brings one byte, at which a level computes
-    only when its stride comes round: in between, its last output stands in.
-    """
+    """State after `length` bytes of each row of a batch: each module keeps its own. The first pass is ordinary, and
+    leaves it behind. Each later one brings one byte, at which a level computes only when its stride comes round: in
+    between, its last output stands in."""
 
     length = 0
 

@@ -98,6 +98,7 @@ class Merge(nn.Module):
             if cache is not None:
                 cache[self, i] = tuple(p[:, -1:] for p in part)
             hidden, square = (w + align(p, rate, self.stride, n) for w, p in zip((hidden, square), part, strict=True))
-        hidden = hidden * torch.rsqrt(square / sum(self.dims) + self.norm.eps) + self.to_hidden.bias
+        scale = torch.rsqrt(square / sum(self.dims) + self.norm.eps)
+        hidden = torch.addcmul(self.to_hidden.bias.type_as(hidden), hidden, scale.type_as(hidden))
         updates = zip(self.targets, self.to_out(F.silu(hidden)).split(self.dims_out, dim=-1), strict=True)
         return tokens | {i: tokens[i] + align(u, self.stride, self.strides[i], n) for i, u in updates if i in tokens}
