@@ -83,9 +83,8 @@ def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Te
     batch, heads, n, _ = q.shape
     block = max(window, 64)  # smaller ones leave SDPA too little to do
     padding = -n % block
-    q = rearrange(F.pad(q, (0, 0, 0, padding)), "b h (m i) d -> m (b h) i d", i=block)
-    k, v = (F.pad(t, (0, 0, window, padding)).unfold(-2, window + block, block) for t in (k, v))
-    k, v = (rearrange(t, "b h m d j -> m (b h) j d") for t in (k, v))
+    q, k, v = (rearrange(F.pad(t, (0, 0, 0, padding)), "b h (m i) d -> m (b h) i d", i=block) for t in (q, k, v))
+    k, v = (torch.cat((F.pad(t[:-1, :, -window:], (0, 0, 0, 0, 0, 0, 1, 0)), t), dim=-2) for t in (k, v))
 
     visible = torch.ones(block, window + block, dtype=torch.bool, device=q.device).tril(window).triu(1)
     visible = repeat(visible, "i j -> m 1 i j", m=len(q)).clone()

@@ -141,6 +141,6 @@ class Rotary(nn.Module):
 
 
 def rotate(t: Tensor, table: Tensor) -> Tensor:
-    """Turn t (b h n d) by a table of `Rotary`; the dtype stays."""
-    cos, sin = table
-    return torch.addcmul(t * cos, t.roll(t.shape[-1] // 2, dims=-1), sin).type_as(t)
+    """Turn t (b h n d) by a table of `Rotary`, in the dtype of t."""
+    cos, sin = table.to(t.dtype)
+    return torch.addcmul(t * cos, t.roll(t.shape[-1] // 2, dims=-1), sin)
