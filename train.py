@@ -46,10 +46,11 @@ def main(argv: list[str] | None = None) -> None:
         # -- the model and its optimizer, perhaps as a checkpoint left them
         set_seed(train.seed)
         model = HierarchicalTransformer(**config.model.to_dict())
+        flops = flops_per_byte(config.model)
         if accelerator.is_main_process:
-            introduce(config, accelerator, model, corpus)
+            introduce(config, accelerator, model, corpus, flops)
         set_seed(train.seed, device_specific=True)  # no two processes drop out the same
-        monitor = Monitor(accelerator, model, 3 * flops_per_byte(config.model))
+        monitor = Monitor(accelerator, model, 3 * flops)
         model, optimizer = prepare(accelerator, model, build_optimizer(model, train), train)
         state, checkpoint = RunState(), newest_whole_checkpoint(run_dir) if config.resume else None
         if checkpoint is not None:

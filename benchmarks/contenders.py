@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import HierarchicalTransformer
-from model.block import Block
 
 
 class Contender(nn.Module):
@@ -40,12 +39,6 @@ class Contender(nn.Module):
 def ours(**config) -> Contender:
     """`HierarchicalTransformer`."""
     return Contender(HierarchicalTransformer(**config))
-
-
-def compile_blocks(contender: Contender) -> None:
-    """Compile ours block by block, as `train.compile` does."""
-    for block in [module for module in contender.modules() if isinstance(module, Block)]:
-        block.forward = torch.compile(block.forward, dynamic=False)
 
 
 def reference(**config) -> Contender | None:

@@ -15,10 +15,11 @@ import torch
 import yaml
 
 from benchmarks import contenders, machine
-from benchmarks.contenders import Contender, compile_blocks, count_flops, count_parameters, random_ids, training_step
+from benchmarks.contenders import Contender, count_flops, count_parameters, random_ids, training_step
 from benchmarks.memory import step_memory
 from benchmarks.timing import median, spread, table, take_turns
 from data import DataConfig, open_corpus
+from training.parallel import wrap_blocks
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 FLAT = {"num_tokens": 256, "dim": 256, "depth": 6, "dim_head": 64, "heads": 4}
@@ -47,7 +48,7 @@ def race(entries: dict[str, tuple[Contender | None, int, int]], args) -> dict:
         flops[name] = count_flops(contender, n)
         contender.to(args.device).train()
         if name.endswith(COMPILED):
-            compile_blocks(contender)
+            wrap_blocks(contender, compiling=True)
         for precision in args.precisions:
             ids = random_ids(batch, n, args.device)
             steps[name, precision] = training_step(contender, ids, precision == "bf16")

@@ -65,13 +65,7 @@ def prepare(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Model and optimizer, compiled, checkpointed and spread as was wished. Names of weights stay."""
     compiling = config.compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
-    for block in [module for module in model.modules() if isinstance(module, Block)]:
-        # Not Accelerate's regional compilation, which asks for blocks in one list. One graph for each level's shape.
-        forward = torch.compile(block.forward, dynamic=False) if compiling else block.forward
-        if config.activation_checkpointing:
-            forward = partial(checkpoint, forward, use_reentrant=False)
-        if forward != block.forward:
-            block.forward = forward
+    wrap_blocks(model, compiling, config.activation_checkpointing)
     if accelerator.distributed_type == DistributedType.FSDP and accelerator.native_amp:
         model.forward = accelerator.autocast()(model.forward)  # which Accelerate leaves out when it shards
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -84,6 +78,18 @@ def prepare(
             if "step" in state:
                 state["step"].zero_()
     return model, optimizer
+
+
+def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) -> None:
+    """Have a model's blocks compiled, a graph for each level's shape, and computed again in the backward pass.
+
+    Not Accelerate's regional compilation, which asks for blocks in one list.
+    """
+    for block in [module for module in model.modules() if isinstance(module, Block)]:
+        if compiling:
+            block.forward = torch.compile(block.forward, dynamic=False)
+        if checkpointing:
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def whole(t: torch.Tensor) -> torch.Tensor:

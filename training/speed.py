@@ -11,7 +11,8 @@ from model import HierarchicalTransformer, ModelConfig
 def flops_per_byte(config: ModelConfig) -> float:
     """Floating-point operations of one forward pass at full length, a byte; a training step takes three times as many.
 
-    Counts matrix products and attention as they are done without a GPU, on a model without storage.
+    Counts matrix products and attention as they are done without a GPU, pairs that a mask hides included, on a model
+    without storage.
     """
     with torch.device("meta"):
         model = HierarchicalTransformer(**config.to_dict())

@@ -12,13 +12,14 @@ from data import Corpus
 from model import Attend, HierarchicalTransformer, ModelConfig
 from training.checkpoints import RunState
 from training.config import Config
-from training.speed import flops_per_byte
 
 
-def introduce(config: Config, accelerator: Accelerator, model: HierarchicalTransformer, corpus: Corpus) -> None:
-    """Say what will run."""
+def introduce(
+    config: Config, accelerator: Accelerator, model: HierarchicalTransformer, corpus: Corpus, flops: float
+) -> None:
+    """Say what will run; `flops` are those of a forward pass, a byte."""
     parts = count_parameters(model)
-    train, flops, threads = config.train, flops_per_byte(config.model), torch.get_num_threads()
+    train, threads = config.train, torch.get_num_threads()
     sequences = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
     sizes = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
     print(f"device      {accelerator.device}, {accelerator.num_processes} process(es), {threads} threads")
