@@ -124,6 +124,7 @@ def main(argv: list[str] | None = None) -> None:
             if at_checkpoint:
                 save_checkpoint(accelerator, run_dir, state, train.keep_checkpoints)
         progress.close()
+        accelerator.wait_for_everyone()  # none leaves while another one still talks to it
         accelerator.end_training()
 
     # -- what came of it
