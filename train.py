@@ -78,7 +78,8 @@ def main(argv: list[str] | None = None) -> None:
             updates = Updates(model) if log_step else None
             line = {"step": state.step + 1, "learning_rate": learning_rate(state.step, train)}
             set_learning_rate(optimizer, line["learning_rate"])
-            line |= train_step(accelerator, model, optimizer, monitor, corpus["train"], config, state.step, stop)
+            with monitor.clock("step"):
+                line |= train_step(accelerator, model, optimizer, monitor, corpus["train"], config, state.step, stop)
 
             state.step += 1
             state.seconds = time.monotonic() - begun
@@ -94,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
 
             if log_step:
                 line["update_ratio"] = updates.ratio()
-                line |= monitor.figures(len(pending) * global_batch_size * seq_len)
+                line |= monitor.figures(global_batch_size * seq_len)
             if at_validation and not diverged:
                 state.validation = line["validation_bits_per_byte"] = score = validate(
                     accelerator, model, corpus["valid"], seq_len, train.batch_size, train.validate_bytes
@@ -155,7 +156,7 @@ def train_step(
     model.train()
     figures = {}
     for piece in range(pieces):
-        with monitor.waiting_for_data():
+        with monitor.clock("data"):
             first = (piece * processes + accelerator.process_index) * train.batch_size
             ids = batch(data, seq_len, **which, rows=slice(first, first + train.batch_size))
             ids = ids.to(accelerator.device, non_blocking=True)

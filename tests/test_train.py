@@ -20,6 +20,10 @@ from tests.runs import losses, metrics
 def test_a_run_learns_and_leaves_everything_in_its_directory(whole):
     curve = losses(whole)
     assert len(curve) == 12 and curve[-1] < curve[0] - 0.5
+    for last, line in zip([0, 3, 6, 9], metrics(whole)[2::3], strict=True):  # speed is that of the steps themselves
+        steps = metrics(whole)[last : last + 3]
+        longest = steps[-1]["seconds"] - (metrics(whole)[last - 1]["seconds"] if last else 0)
+        assert 3 * 128 / (longest + 0.002) < line["bytes_per_second"]
     scores = [line["validation_bits_per_byte"] for line in metrics(whole) if "validation_bits_per_byte" in line]
     assert len(scores) == 2 and scores[1] < scores[0]
     assert [p.name for p in sorted((whole / "checkpoints").iterdir())] == [f"step-{n:08d}" for n in (0, 5, 10, 12)]

@@ -29,7 +29,7 @@ class Monitor:
         for level, module in zip(model.config.levels, model.levels, strict=True):
             *_, last = module.blocks.values()
             last.register_forward_hook(self._scale_of(f"activation/{level.compression}x"))
-        self.begun, self.waited = time.perf_counter(), 0.0
+        self.steps, self.seconds = 0, {"step": 0.0, "data": 0.0}
 
     def _scale_of(self, name: str):
         def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
@@ -39,22 +39,24 @@ class Monitor:
         return keep
 
     @contextmanager
-    def waiting_for_data(self) -> Iterator[None]:
-        """Time spent inside counts as waiting for data."""
+    def clock(self, what: str) -> Iterator[None]:
+        """Time spent inside is that of a "step", or, within one, of its "data"."""
         begun = time.perf_counter()
         yield
-        self.waited += time.perf_counter() - begun
+        self.seconds[what] += time.perf_counter() - begun
+        self.steps += what == "step"
 
-    def figures(self, num_bytes: int) -> dict[str, float]:
-        """Of the `num_bytes` that went through since the last call: speed, its share of the peak, and peak memory."""
-        seconds = time.perf_counter() - self.begun
+    def figures(self, bytes_per_step: int) -> dict[str, float]:
+        """Of the steps since the last call: speed, its share of the peak, waiting for data, and peak memory."""
+        seconds, waited = self.seconds["step"], self.seconds["data"]
+        speed = self.steps * bytes_per_step / seconds
         figures = {
-            "bytes_per_second": round(num_bytes / seconds),
-            "mfu": round(num_bytes / seconds * self.flops / self.peak, 4),
-            "data_wait": round(self.waited / seconds, 5),
+            "bytes_per_second": round(speed),
+            "mfu": round(speed * self.flops / self.peak, 4),
+            "data_wait": round(waited / seconds, 5),
             "peak_memory_gib": round(peak_memory(self.accelerator.device) / 2**30, 3),
         }
-        self.begun, self.waited = time.perf_counter(), 0.0
+        self.steps, self.seconds = 0, dict.fromkeys(self.seconds, 0.0)
         return figures
 
 
