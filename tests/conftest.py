@@ -14,9 +14,10 @@ import torch
 from hypothesis import HealthCheck, settings
 
 torch.set_num_threads(1)
-if hasattr(os, "sched_setaffinity"):  # of the runs, too: threads that wait for one another crawl on a busy machine
+worker = os.environ.get("PYTEST_XDIST_WORKER")
+if worker and hasattr(os, "sched_setaffinity"):  # and its runs: threads that wait for one another crawl on busy cores
     cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[os.getpid() % len(cores)]})
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 settings.register_profile(
     "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
 )
