@@ -138,6 +138,22 @@ def test_a_signal_saves_and_resume_goes_on_at_the_next_step(workplace, train, nu
     assert read_state(checkpoints(run_dir)[-1]).step == at + 3
 
 
+def test_a_launcher_that_is_told_to_stop_lets_its_processes_save(workplace):
+    """The launcher passes SIGTERM on, and gives them time."""
+    run_dir, steps = workplace / "launched", ("--train.max_steps=20000", "--train.checkpoint_every=20000")
+    quiet = ("--train.validate_every=20000", "--train.log_every=1")
+    process = start(workplace, run_dir, *steps, *quiet, launcher=LAUNCH_TWO, ACCELERATE_USE_CPU="true")
+    while not size(run_dir / "metrics.jsonl"):
+        assert process.poll() is None, process.communicate()
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    psutil.wait_procs(family)
+    assert process.returncode != 0
+    last = checkpoints(run_dir)[-1]
+    assert read_state(last).step == len(losses(run_dir)) > 0 and damage(last) is None
+
+
 def test_a_second_signal_leaves_at_once(workplace):
     run_dir = workplace / "stopped-twice"
     process = start(workplace, run_dir, "--train.max_steps=2000000", "--train.checkpoint_every=1000000")
