@@ -101,12 +101,12 @@ def main(argv: list[str] | None = None) -> None:
                     accelerator, model, corpus["valid"], seq_len, train.batch_size, train.validate_bytes
                 )
                 accelerator.print(f"step {state.step}: validation {score:.4f} bits per byte", flush=True)
-            if (log_step or at_validation or at_sample or at_checkpoint or diverged) and accelerator.is_main_process:
-                dashboard.log(metrics.append(pending))
-                bits = line["cross_entropy"] / log(2)
-                speed = f", {human(line['bytes_per_second'])}B/s" if log_step else ""
-                progress.set_postfix_str(f"loss {line['loss']:.3f}, {bits:.3f} bits/byte{speed}")
-            if log_step or at_validation or at_sample or at_checkpoint:
+            if log_step or at_validation or at_sample or at_checkpoint or diverged:
+                if accelerator.is_main_process:
+                    dashboard.log(metrics.append(pending))
+                    bits = line["cross_entropy"] / log(2)
+                    speed = f", {human(line['bytes_per_second'])}B/s" if log_step else ""
+                    progress.set_postfix_str(f"loss {line['loss']:.3f}, {bits:.3f} bits/byte{speed}")
                 pending = []
             if diverged:
                 raise Diverged(f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite")

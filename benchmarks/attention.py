@@ -7,7 +7,6 @@ slope is that of the logarithms over the longer half of the lengths: 1 grows wit
 import argparse
 import json
 import multiprocessing
-import resource
 import time
 from math import log
 
@@ -15,6 +14,7 @@ import torch
 
 from benchmarks.timing import median, table
 from model import Attend
+from training.monitor import peak_memory
 
 WINDOW, HEADS, DIM_HEAD = 64, 4, 64
 PATHS = {  # name: options of Attend, and the longest length that fits a small machine
@@ -33,16 +33,11 @@ def measure(options: dict, n: int, rounds: int, threads: int) -> dict:
 
     def step(n: int) -> tuple[float, int]:
         q, k, v = (torch.randn(1, HEADS, n, DIM_HEAD, device=device, requires_grad=True) for _ in range(3))
-        began, since = peak(), time.perf_counter()
+        began, since = peak_memory(torch.device(device)), time.perf_counter()
         attend(q, k, v).sum().backward()
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - since, peak() - began
-
-    def peak() -> int:
-        if device == "cuda":
-            return torch.cuda.max_memory_allocated()
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return time.perf_counter() - since, peak_memory(torch.device(device)) - began
 
     step(128)  # wakes the libraries
     steps = [step(n) for _ in range(rounds)]

@@ -1,14 +1,13 @@
 """The memory that a training step takes beyond the model itself, measured in a process of its own."""
 
 import multiprocessing
-import resource
-import sys
 from pathlib import Path
 
 import torch
 
 from benchmarks import contenders
 from benchmarks.timing import synchronize
+from training.monitor import peak_memory
 
 
 def step_memory(kind: str, config: dict, batch: int, bf16: bool, threads: int) -> int:
@@ -42,14 +41,11 @@ def _step_memory(kind: str, config: dict, batch: int, bf16: bool, threads: int) 
 
 def peak_bytes(reset: bool = False) -> int:
     """The most memory in use since the last reset, which is done first: on a GPU, or by this process."""
-    if torch.cuda.is_available():
-        if reset:
-            torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status")
-    if not status.exists():
-        used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return used if sys.platform == "darwin" else 1024 * used
+    cuda, status = torch.cuda.is_available(), Path("/proc/self/status")
+    if cuda and reset:
+        torch.cuda.reset_peak_memory_stats()
+    if cuda or not status.exists():
+        return peak_memory(torch.device("cuda" if cuda else "cpu"))
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     # Not ru_maxrss, which a new process inherits from the one that started it.

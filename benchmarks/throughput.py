@@ -164,14 +164,9 @@ def share(args) -> dict:
     batch, n = args.batch, config["seq_len"]
     model = contenders.ours(**config)
     parts = flops_by_part(contenders.flops_by_module(model, n))
-    print(
-        table(
-            [
-                {"part": name, "MFLOPs/byte": f"{f / 1e6:.2f}", "share": f"{100 * f / sum(parts.values()):.1f}%"}
-                for name, f in parts.items()
-            ]
-        )
-    )
+    total = sum(parts.values())
+    shares = {name: (f"{flops / 1e6:.2f}", f"{100 * flops / total:.1f}%") for name, flops in parts.items()}
+    print(table([{"part": name, "MFLOPs/byte": work, "share": part} for name, (work, part) in shares.items()]))
     entries = {"enwik8-base": (model, batch, n)}
     if args.compile:
         entries["enwik8-base" + COMPILED] = contenders.ours(**config), batch, n
@@ -264,19 +259,11 @@ def data(args) -> dict:
     eaten = race({"quickstart": (contenders.ours(**config), batch, n)}, args)
     results = {"made": made, "eaten": {name: result["bytes_per_second"] for name, result in eaten.items()}}
     results["ratio"] = {name: made / speed for name, speed in results["eaten"].items()}
-    print(
-        table(
-            [
-                {
-                    "model": name,
-                    "bytes/s made": f"{made:,.0f}",
-                    "eaten": f"{speed:,.0f}",
-                    "ratio": f"{made / speed:,.0f} ×",
-                }
-                for name, speed in results["eaten"].items()
-            ]
-        )
-    )
+    rows = []
+    for name, speed in results["eaten"].items():
+        ratio = f"{made / speed:,.0f} ×"
+        rows.append({"model": name, "bytes/s made": f"{made:,.0f}", "eaten": f"{speed:,.0f}", "ratio": ratio})
+    print(table(rows))
     return results
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 
-from training.checkpoints import all_checkpoints, damage
+from training.checkpoints import newest_whole_checkpoint
 from training.config import Config
 from training.files import write_text
 
@@ -73,7 +73,7 @@ def run_errors(run_dir: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, torch.AcceleratorError, torch.OutOfMemoryError, Diverged) as error:
-        last = next((c for c in all_checkpoints(run_dir) if damage(c) is None), None)
+        last = newest_whole_checkpoint(run_dir)
         resume = f"; {last} is whole: go on with --run_dir {run_dir} --resume" if last else ""
         print(f"error: {' '.join(str(error).split())}{resume}", file=sys.stderr, flush=True)
         sys.exit(1)
