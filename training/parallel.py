@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from model.block import Block
+from model.levels import Merge
 from training.config import Config, TrainConfig
 
 
@@ -81,15 +82,15 @@ def prepare(
 
 
 def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) -> None:
-    """Have a model's blocks compiled, a graph for each level's shape, and computed again in the backward pass.
+    """Have a model's blocks and merges compiled, a graph for each shape, and blocks computed again in the backward pass.
 
     Not Accelerate's regional compilation, which asks for blocks in one list.
     """
-    for block in [module for module in model.modules() if isinstance(module, Block)]:
+    for module in [module for module in model.modules() if isinstance(module, Block | Merge)]:
         if compiling:
-            block.forward = torch.compile(block.forward, dynamic=False)
-        if checkpointing:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            module.forward = torch.compile(module.forward, dynamic=False)
+        if checkpointing and isinstance(module, Block):
+            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def whole(t: torch.Tensor) -> torch.Tensor:
