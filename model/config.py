@@ -30,8 +30,6 @@ PER_LEVEL = {
     "window_sizes": ("null, or 0 and above", lambda v, c: v is None or is_number(v, 0, int)),
     "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_number(v, 1, int) and c % v == 0),
 }
-for loss in ("recon", "prophet", "next_latent", "quantizer"):
-    PER_LEVEL[f"{loss}_loss_weight"] = ("0 or above", lambda v, c: is_number(v, 0))
 
 
 class LevelConfig(SimpleNamespace):
@@ -153,3 +151,6 @@ class ModelConfig:
     def to_dict(self) -> dict:
         """Plain JSON values, one for each argument."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+
+PER_LEVEL |= {n: ("0 or above", lambda v, c: is_number(v, 0)) for n in vars(ModelConfig) if n.endswith("_loss_weight")}
