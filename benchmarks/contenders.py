@@ -4,7 +4,6 @@ Peers come from `benchmarks/requirements.txt`.
 """
 
 from collections.abc import Callable
-from copy import deepcopy
 
 import torch
 import torch.nn.functional as F
@@ -43,24 +42,52 @@ def ours(**config) -> Contender:
 
 def reference(**config) -> Contender | None:
     """The `HierarchicalTransformer` of simple-hierarchical-transformer 0.4.0, without the losses that it has beside
-    cross-entropy unless they are asked for; None, and a word about it, where it is not installed."""
+    cross-entropy, which itself is taken here, because its own leaves out byte 0; None, and a word about it, where it is
+    not installed."""
     try:
         from simple_hierarchical_transformer import HierarchicalTransformer as Reference
     except ImportError:
         return missing("simple-hierarchical-transformer")
-    return Contender(Reference(**{"recon_loss_weight": 0.0, "next_latent_loss_weight": 0.0} | config))
+    model = Reference(**config, recon_loss_weight=0.0, next_latent_loss_weight=0.0)
+    model.chunk_summarizers = model.latent_dynamics = nn.ModuleList()  # of a loss that is off; nothing trains them
+    return Contender(model, has_loss=False)
 
 
-def decoder(num_tokens: int, dim: int, depth: int, heads: int, dim_head: int, seq_len: int) -> Contender | None:
-    """The decoder of x-transformers with SDPA and rotary positions; None, and a word, where it is not installed."""
+def decoder(num_tokens: int, dim: int, depth: int, heads: int, dim_head: int, seq_len: int, **layers):
+    """The decoder of x-transformers with SDPA and rotary positions, and with options of its layers; a `Contender`, or
+    None, and a word, where it is not installed."""
     try:
         from x_transformers import Decoder, TransformerWrapper
     except ImportError:
         return missing("x-transformers")
-    layers = Decoder(
-        dim=dim, depth=depth, heads=heads, attn_dim_head=dim_head, attn_flash=True, rotary_pos_emb=True, ff_mult=4
-    )
+    layers = {"attn_flash": True, "rotary_pos_emb": True, "ff_mult": 4} | layers
+    layers = Decoder(dim=dim, depth=depth, heads=heads, attn_dim_head=dim_head, **layers)
     model = TransformerWrapper(num_tokens=num_tokens, max_seq_len=seq_len, use_abs_pos_emb=False, attn_layers=layers)
+    return Contender(model, has_loss=False)
+
+
+def hourglass(seq_len: int, **config) -> Contender | None:
+    """The `HourglassTransformerLM` of hourglass-transformer-pytorch, for whole multiples of its shorten_factor: padding
+    to one stops in a name that it does not import. None, and a word, where it is not installed."""
+    try:
+        from hourglass_transformer_pytorch import HourglassTransformerLM
+    except ImportError:
+        return missing("hourglass-transformer-pytorch")
+    return Contender(HourglassTransformerLM(max_seq_len=seq_len, **config), has_loss=False)
+
+
+def megabyte(seq_len: int, patch: int, **config) -> Contender | None:
+    """MEGABYTE-pytorch's model of two stages, `patch` bytes to a token of the first, with SDPA and rotary positions;
+    None, and a word, where it is not installed. Its `dim` and `depth` are of the coarse stage and the fine one.
+
+    It puts a start token before each patch, and gives logits without those of the first: at t, of the byte t + 1. Its
+    own loss leaves out byte 0.
+    """
+    try:
+        from MEGABYTE_pytorch import MEGABYTE
+    except ImportError:
+        return missing("MEGABYTE-pytorch")
+    model = MEGABYTE(max_seq_len=(seq_len // patch, patch), rel_pos=True, flash_attn=True, **config)
     return Contender(model, has_loss=False)
 
 
@@ -69,25 +96,26 @@ def missing(peer: str) -> None:
     print(f"{peer} is not installed, and is left out: pip install -r benchmarks/requirements.txt")
 
 
-def random_ids(batch: int, n: int, device: str) -> Tensor:
-    """Bytes to train on: (b n+1). None is 0, which the reference leaves out of its loss."""
-    return torch.randint(1, 256, (batch, n + 1), device=device)
+def random_ids(batch: int, n: int, device: str | torch.device) -> Tensor:
+    """Bytes to train on: (b n+1)."""
+    return torch.randint(0, 256, (batch, n + 1), device=device)
 
 
 def training_step(contender: Contender, ids: Tensor, bf16: bool) -> Callable[[], None]:
-    """A whole step on ids, as `train.py` takes it: forward and backward, clipping, fused AdamW."""
-    parameters = list(contender.parameters())
-    optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
+    """`take_step` on ids with an optimizer of its own, fused AdamW."""
+    optimizer = torch.optim.AdamW(contender.parameters(), lr=1e-4, fused=True)
+    return lambda: take_step(contender, optimizer, ids, bf16)
 
-    def step() -> None:
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-            loss = contender.loss(ids)
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+
+def take_step(contender: Contender, optimizer: torch.optim.Optimizer, ids: Tensor, bf16: bool) -> None:
+    """A whole step on ids (b n+1) as `train.py` takes it: forward and backward, clipping, and the optimizer, which
+    skips a gradient that is not finite."""
+    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
+        loss = contender.loss(ids)
+    loss.backward()
+    if nn.utils.clip_grad_norm_(contender.parameters(), 1.0).isfinite():
         optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    optimizer.zero_grad()
 
 
 def count_parameters(contender: nn.Module) -> int:
@@ -96,21 +124,23 @@ def count_parameters(contender: nn.Module) -> int:
 
 
 def count_flops(contender: Contender, n: int) -> float:
-    """Floating-point operations of a training step at length n, a byte, counted on a step that really runs.
+    """Floating-point operations of a training step at length n, a byte, counted on a step that really runs on the CPU,
+    where the contender must be.
 
     Matrix products and convolutions count as they are done, forward and backward. Fused attention counts the pairs of
     query and key that its mask lets through, twice as much backward as forward: half of n² if causal, the window if
     there is one. A peer's attention out of plain products counts in full, what it masks away included.
     """
-    contender, ids = deepcopy(contender).cpu(), random_ids(1, n, "cpu")
+    ids = random_ids(1, n, "cpu")
     with counting() as counter:
         contender.loss(ids).backward()
+    contender.zero_grad()
     return counter.get_total_flops() / n
 
 
 def flops_by_module(contender: Contender, n: int) -> dict[str, float]:
     """Of `count_flops`, what each module takes, by its name in the model, and "" for the whole model."""
-    contender, ids = deepcopy(contender).cpu(), random_ids(1, n, "cpu")
+    ids = random_ids(1, n, "cpu")
     with counting() as counter, torch.no_grad():
         contender.loss(ids)
     root = type(contender.model).__name__
