@@ -6,15 +6,25 @@ import json
 import os
 import sys
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TypedDict
 
 from data.config import DataConfig
 from data.store import Corpus, store, stored
 from data.unpack import unpacked
 
+
+class Known(TypedDict):
+    """What is known of a benchmark's corpus: where it lies packed, and its size in bytes and checksum unpacked."""
+
+    url: str
+    size: int
+    md5: str
+
+
 # Matt Mahoney's Large Text Compression Benchmark, https://mattmahoney.net/dc/textdata.html
-BENCHMARKS = {
+BENCHMARKS: dict[str, Known] = {
     "enwik8": {
         "url": "https://mattmahoney.net/dc/enwik8.zip",
         "size": 10**8,
@@ -35,8 +45,7 @@ def open_corpus(config: DataConfig, seq_len: int | None = None) -> Corpus:
             `seq_len` bytes and the one after it.
         FileNotFoundError: when data.path is not there.
     """
-    read = {"enwik8": _benchmark, "text8": _benchmark, "files": _files, "hub": _hub, "python": _python}[config.name]
-    corpus = read(config)
+    corpus = READERS[config.name](config)
     for split, size in corpus.sizes.items():
         if seq_len is not None and size <= seq_len:
             raise ValueError(
@@ -56,7 +65,7 @@ def _benchmark(config: DataConfig) -> Corpus:
     return _cached(config, key, str(path), check)
 
 
-def _checked(path: Path, name: str, expected: dict) -> Iterator[bytes]:
+def _checked(path: Path, name: str, expected: Known) -> Iterator[bytes]:
     """Pass bytes through, and raise at their end unless they are the whole corpus."""
     size, digest = 0, hashlib.md5()
     for piece in unpacked(path):
@@ -99,6 +108,7 @@ def _download(name: str, url: str) -> Path:
 
 
 def _files(config: DataConfig) -> Corpus:
+    assert config.path  # DataConfig takes no null here
     pattern = os.path.expanduser(config.path)
     found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))] or [Path(pattern)]
     paths = []
@@ -123,6 +133,7 @@ def _python(config: DataConfig) -> Corpus:
 def _hub(config: DataConfig) -> Corpus:
     import datasets  # heavy
 
+    assert config.path  # as for files
     path = Path(config.path).expanduser()
     kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}.get(path.suffix)
     try:
@@ -134,7 +145,7 @@ def _hub(config: DataConfig) -> Corpus:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"data.path: dataset {config.path} cannot be loaded: {reason}") from error
     names = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
-    splits = {names[name]: rows for name, rows in found.items() if name in names}
+    splits = {names[str(name)]: rows for name, rows in found.items() if name in names}
     if "train" not in splits:
         raise ValueError(f"data.path: {config.path} has the splits {list(found)}, allowed: one named train among them")
     columns = splits["train"].column_names
@@ -154,7 +165,7 @@ def _documents(rows, column: str) -> Iterator[bytes]:
             yield (text if isinstance(text, bytes) else str(text).encode("utf-8")) + b"\n"
 
 
-def _cached(config: DataConfig, key: list, source: str, parts: dict[str, Iterable[bytes]] | Iterable[bytes]) -> Corpus:
+def _cached(config: DataConfig, key: list, source: str, parts: dict[str, Iterator[bytes]] | Iterator[bytes]) -> Corpus:
     """The corpus that lies in the cache under a key, stored there first if need be."""
     cache = config.cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "byte-corpora"
     name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
@@ -166,3 +177,12 @@ def _fingerprint(paths: list[Path]) -> str:
     """Changes when any of the files does."""
     stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+
+
+READERS = {  # by the names that DataConfig.name takes
+    "enwik8": _benchmark,
+    "text8": _benchmark,
+    "files": _files,
+    "hub": _hub,
+    "python": _python,
+}

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def stored(folder: Path) -> Corpus | None:
     return corpus if whole else None
 
 
-def store(folder: Path, name: str, source: str, parts: dict[str, Iterable[bytes]] | Iterable[bytes]) -> Corpus:
+def store(folder: Path, name: str, source: str, parts: dict[str, Iterator[bytes]] | Iterator[bytes]) -> Corpus:
     """Write a stream of bytes, or one for each split, into a folder; nothing lies there before all of it does.
 
     Raises:
@@ -57,9 +57,9 @@ def store(folder: Path, name: str, source: str, parts: dict[str, Iterable[bytes]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
         path = Path(temporary) / "bytes.bin"
-        sizes = {}
+        sizes: dict[str, int] = {}
         with path.open("wb") as file:
-            streams = parts if isinstance(parts, dict) else {"": parts}
+            streams: dict[str, Iterator[bytes]] = parts if isinstance(parts, dict) else {"": parts}
             for split, stream in streams.items():
                 sizes[split] = sum(file.write(piece) for piece in stream)
             file.flush()
