@@ -1,63 +1,112 @@
 """Bits per byte of a trained model over a whole split: `python evaluate.py RUN_DIR --split test`.
 
-Every byte counts once. The split is read in windows of the model's seq_len that advance by `--stride` bytes, and each
-window scores only the bytes that no window before it has scored, so that all but the first window's have at least
-seq_len - stride bytes of context. The split's first byte, which has none, counts 8 bits. The last line is JSON.
+Every byte counts once. The text is read in windows of `--context` bytes that advance by `--stride` bytes, and each
+window scores only the bytes that no window before it has scored: all but the first one's have at least the overlap,
+context - stride bytes, before them. The text's first byte, which has none, counts 8 bits. The last line is JSON.
+
+`accelerate launch --num_processes N evaluate.py …` shares the windows among processes. With `--verify` the same bytes
+are also coded, by an entropy coder that the model drives, and decoded again from what came out.
 """
 
+import hashlib
 import json
+import sys
 import time
 from math import log
 from pathlib import Path
 
+import numpy as np
 import yaml
 from jsonargparse.typing import PositiveInt
-from tqdm import tqdm
 
 from data import DataConfig, open_corpus, scoring_windows
-from training.config import Parser, user_errors
-from training.evaluation import bits_per_byte, window_nats
-from training.loading import best_device, load_model
+from model import HierarchicalTransformer
+from training.coding import decode, encode
+from training.config import Config, Parser, TrainConfig, WandbConfig, user_errors
+from training.evaluation import bits_per_byte, total_nats
+from training.loading import lay_out_for_decoding, load_model
+from training.parallel import build_accelerator
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="evaluate.py", description=__doc__)
     parser.add_argument("run_dir", type=str, help="a run directory")
-    parser.add_argument("--split", choices=["train", "valid", "test"], default="test", help="what to score")
-    parser.add_argument(
-        "--stride", type=PositiveInt | None, help="bytes between windows; half of seq_len when left out"
-    )
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--split", choices=["train", "valid", "test"], default="test", help="what to score")
+    text.add_argument("--file", type=str, help="a file to score instead, as it is")
+    parser.add_argument("--limit", type=PositiveInt, help="score this many bytes; 100,000 with --verify, else all")
+    parser.add_argument("--context", type=PositiveInt, help="bytes of a window; the model's seq_len when left out")
+    parser.add_argument("--stride", type=PositiveInt, help="new bytes of a window; half of it when left out")
     parser.add_argument("--batch-size", type=PositiveInt, default=16, help="windows at once")
-    parser.add_argument("--device", type=str, default=best_device(), help="cpu, cuda or mps")
+    parser.add_argument("--verify", action="store_true", help="code the bytes and decode them again")
+    parser.add_argument("--device", type=str, help="cpu, cuda or mps; the best there is when left out")
     args = parser.parse_args(argv)
 
     with user_errors():
-        model = load_model(Path(args.run_dir), args.device)
-        settings = yaml.safe_load((Path(args.run_dir) / "config.yaml").read_text())
-        corpus = open_corpus(DataConfig(**settings["data"]))
-        data, seq_len = corpus[args.split], model.config.seq_len
-        stride = args.stride or max(1, seq_len // 2)
-        starts, first_scored = scoring_windows(len(data), seq_len, stride)
+        float32 = Config(train=TrainConfig(mixed_precision="no"), wandb=WandbConfig(mode="disabled"))
+        accelerator = build_accelerator(float32)
+        if args.verify and accelerator.num_processes > 1:
+            raise ValueError(f"verify: got {accelerator.num_processes} processes, allowed: 1")
+        model = load_model(Path(args.run_dir), args.device or str(accelerator.device))
+        with accelerator.main_process_first():
+            data, source = read(args)
+        data = data[: args.limit or (100_000 if args.verify else None)]
+        if len(data) < 2:
+            raise ValueError(f"{next(iter(source))}: got {len(data)} bytes, allowed: at least 2")
+        context = args.context or model.config.seq_len
+        stride = args.stride or max(1, context // 2)
+        windows = scoring_windows(len(data), context, stride)
 
-    begun, length, size = time.monotonic(), min(seq_len, len(data) - 1), args.batch_size
-    nats, scored = log(256), 1
-    batches = window_nats(model, data, starts, first_scored, length, size, args.device)
-    for batch in tqdm(batches, total=-(-len(starts) // size), unit="batch", disable=None):
-        nats += batch.sum()
-        scored += len(batch)
+    begun, length = time.monotonic(), min(context, len(data) - 1)
+    nats = log(256) + total_nats(accelerator, model, data, windows, length, args.batch_size, show=True)
     result = {
-        "bits_per_byte": round(bits_per_byte(nats, scored), 5),
-        "bytes": scored,
-        "split": args.split,
-        "corpus": corpus.name,
-        "sha256": corpus.sha256[args.split],
-        "seq_len": seq_len,
+        "bits_per_byte": round(bits_per_byte(nats, len(data)), 10),
+        "bytes": len(data),
+        **source,
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "seq_len": model.config.seq_len,
+        "context": context,
         "stride": stride,
-        "least_context": seq_len - stride,
+        "overlap": context - stride,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "seconds": round(time.monotonic() - begun, 1),
+        "processes": accelerator.num_processes,
     }
-    print(json.dumps(result))
+    if args.verify:
+        result |= verify(model, data)
+    result["seconds"] = round(time.monotonic() - begun, 1)
+    accelerator.print(json.dumps(result))
+    accelerator.end_training()
+    if not result.get("verified", True):
+        sys.exit(1)
+
+
+def read(args) -> tuple[np.ndarray, dict[str, str]]:
+    """Bytes (n), uint8, of the file or the split that was asked for, and where they are from."""
+    if args.file is not None:
+        return np.fromfile(args.file, dtype=np.uint8), {"file": args.file}
+    settings = yaml.safe_load((Path(args.run_dir) / "config.yaml").read_text())
+    corpus = open_corpus(DataConfig(**settings["data"]))
+    return corpus[args.split], {"split": args.split, "corpus": corpus.name}
+
+
+def verify(model: HierarchicalTransformer, data: np.ndarray) -> dict:
+    """Code bytes (n), decode them from the words alone, and say how many bits a byte took beside those predicted.
+
+    The coder reads the text in streams, each of which begins without context: what it predicts differs a little from
+    the score by windows.
+    """
+    lay_out_for_decoding(model)
+    words, bits = encode(model, data)
+    try:
+        verified = np.array_equal(decode(model, words, len(data)), data)
+    except ValueError:
+        verified = False
+    return {
+        "verified": verified,
+        "coded_bytes": words.nbytes,
+        "coded_bits_per_byte": round(8 * words.nbytes / len(data), 5),
+        "predicted_bits_per_byte": round(bits / len(data), 5),
+    }
 
 
 if __name__ == "__main__":

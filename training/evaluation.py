@@ -1,14 +1,16 @@
 """Bits per byte: how well a model predicts bytes, each counted once."""
 
 from collections.abc import Iterator
-from math import ceil, log
+from math import log
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from einops import rearrange
 from torch import nn
+from tqdm import tqdm
 
 from data import spread_windows
 
@@ -42,23 +44,39 @@ def window_nats(
     model.train(was_training)
 
 
+def total_nats(
+    accelerator: Accelerator,
+    model: nn.Module,
+    data: np.ndarray,
+    windows: tuple[np.ndarray, np.ndarray],
+    seq_len: int,
+    batch_size: int,
+    show: bool = False,
+) -> float:
+    """Nats of all that windows (starts, first_scored) of a split score, over all processes together.
+
+    Whole batches, the same on any number of processes, go round among them. Each process runs as many as the others,
+    all of the same shape, as sharded models need; windows that are there to fill up score nothing. `show`s progress.
+    """
+    starts, first_scored = windows
+    batch_size, device = min(batch_size, len(starts)), next(model.parameters()).device
+    fill = (0, -len(starts) % (batch_size * accelerator.num_processes))
+    starts, first_scored = np.pad(starts, fill), np.pad(first_scored, fill, constant_values=len(data))
+    mine = np.arange(len(starts)) // batch_size % accelerator.num_processes == accelerator.process_index
+    scores = window_nats(model, data, starts[mine], first_scored[mine], seq_len, batch_size, device)
+    hidden = None if show and accelerator.is_main_process else True  # None: unless it is a terminal
+    scores = tqdm(scores, total=mine.sum() // batch_size, unit="batch", disable=hidden)
+    return sum(gather_object([float(sum(nats.sum() for nats in scores))]))
+
+
 def validate(
     accelerator: Accelerator, model: nn.Module, data: np.ndarray, seq_len: int, batch_size: int, count_bytes: int
 ) -> float:
-    """Bits per byte of about `count_bytes` of a split, evenly spread, over all processes together.
-
-    The windows are the same on any number of processes. Each process runs as many batches as the others, all of the
-    same shape, as sharded models need; windows that are there to fill up score nothing.
-    """
+    """Bits per byte of about `count_bytes` of a split, evenly spread, over all processes together."""
     starts = spread_windows(len(data), seq_len, count_bytes)
-    together = batch_size * accelerator.num_processes
-    filled = np.pad(starts, (0, ceil(len(starts) / together) * together - len(starts)))
-    first_scored = np.where(np.arange(len(filled)) < len(starts), filled + 1, len(data))
-    mine = slice(accelerator.process_index, None, accelerator.num_processes)
     with torch.compiler.set_stance("force_eager"):  # not another graph for every shape
-        scores = window_nats(model, data, filled[mine], first_scored[mine], seq_len, batch_size, accelerator.device)
-        nats = torch.tensor([sum(nats.sum() for nats in scores)], dtype=torch.float32, device=accelerator.device)
-    return bits_per_byte(accelerator.reduce(nats, "sum").item(), len(starts) * seq_len)
+        nats = total_nats(accelerator, model, data, (starts, starts + 1), seq_len, batch_size)
+    return bits_per_byte(nats, len(starts) * seq_len)
 
 
 def bits_per_byte(nats: float, count: float) -> float:

@@ -1,0 +1,71 @@
+"""evaluate.py as its users run it: on several processes, on a file, with a coder, and wrongly."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+
+from evaluate import main
+from tests.runs import LAUNCH_TWO
+
+
+def test_two_processes_give_the_figure_of_one(whole, command):
+    results = []
+    for how in ({}, {"launcher": LAUNCH_TWO, "ACCELERATE_USE_CPU": "true"}):
+        done = command("evaluate.py", whole, "--context", "64", "--stride", "24", "--batch-size", "5", **how)
+        assert done.returncode == 0, done.stderr
+        assert len(done.stdout.splitlines()) == 1
+        results.append(json.loads(done.stdout))
+    one, two = results
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert two["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=1e-9)
+    for key in ("bytes", "split", "corpus", "sha256", "parameters"):
+        assert one[key] == two[key]
+    assert [two[key] for key in ("seq_len", "context", "stride", "overlap")] == [32, 64, 24, 40]
+
+
+def test_verify_codes_a_file_and_writes_nothing(whole, command, tmp_path):
+    text = bytes(range(256)) + "17 times 17 is 289, and that is a fact worth repeating. Ω\n".encode() * 20
+    (tmp_path / "text").write_bytes(text)
+    before = sorted(whole.rglob("*"))
+    done = command("evaluate.py", whole, "--file", tmp_path / "text", "--limit", "1200", "--verify")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["verified"] is True
+    assert (result["bytes"], result["file"]) == (1200, str(tmp_path / "text"))
+    assert result["sha256"] == hashlib.sha256(text[:1200]).hexdigest()
+    assert result["coded_bits_per_byte"] == round(8 * result["coded_bytes"] / 1200, 5)
+    assert 8 * result["coded_bytes"] == pytest.approx(1200 * result["predicted_bits_per_byte"], rel=0.005, abs=64)
+    assert result["bits_per_byte"] == pytest.approx(result["coded_bits_per_byte"], rel=0.25)  # streams begin anew
+    assert sorted(whole.rglob("*")) == before and list(tmp_path.iterdir()) == [tmp_path / "text"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--file", "nowhere.txt"], "nowhere.txt"),
+        (["--file", "EMPTY"], "file: got 0 bytes, allowed: at least 2"),
+        (["--split", "valid", "--file", "EMPTY"], "--file: not allowed with argument --split"),
+        (["--split", "valid", "--limit", "1"], "split: got 1 bytes, allowed: at least 2"),
+        (["--limit", "0"], "limit"),
+        (["--context", "-1"], "context"),
+        (["--context", "64", "--stride", "65"], "stride: got 65, allowed: 1 to"),
+        (["--device", "abacus"], "device: got abacus"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else " ".join(value),
+)
+def test_a_mistake_is_one_line(whole, tmp_path, capsys, arguments, message):
+    (tmp_path / "EMPTY").touch()
+    arguments = [str(tmp_path / word) if word == "EMPTY" else word for word in arguments]
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(SystemExit) as stopped:
+            main([str(whole), *arguments])
+    finally:
+        torch.set_num_threads(threads)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    said = capsys.readouterr()
+    assert stopped.value.code == 2 and not said.out
+    assert len(said.err.splitlines()) == 1 and said.err.startswith("error: ") and message in said.err
