@@ -1,0 +1,142 @@
+"""One trial: a contender trained on so many bytes, whatever ends its process on the way, and scored.
+
+What a trial ends with is a pure function of its description, bit for bit on a CPU, where it runs on one thread.
+"""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import asdict, dataclass, field
+from math import isfinite, log
+from multiprocessing import parent_process
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks import contenders
+from benchmarks.causality import check_causality
+from benchmarks.contenders import Contender, take_step
+from data import DataConfig, batch, open_corpus, scoring_windows
+from training.config import TrainConfig
+from training.evaluation import bits_per_byte, window_nats
+from training.files import replace
+from training.loading import best_device
+from training.optimizer import build_optimizer, learning_rate, set_learning_rate
+
+POINTS = 10  # of the validation curve, evenly spread over the trial
+VALIDATION_BYTES = 1 << 16  # the beginning of the split, the same for all
+SAVE_SECONDS = 30  # the most that is lost when a process ends
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is raced: a builder of `benchmarks.contenders`, its arguments, and how training differs from our own."""
+
+    builder: str
+    model: dict
+    train: dict = field(default_factory=dict)  # fields of `TrainConfig` other than the schedule
+
+    def build(self) -> Contender | None:
+        """A new model; None where a peer is not installed."""
+        return getattr(contenders, self.builder)(**self.model)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """All that decides how a contender ends."""
+
+    entry: Entry
+    learning_rate: float
+    seed: int
+    steps: int
+    batch_size: int
+    precision: str
+    corpus: str  # checksum of its training split
+    test: bool  # score the test split at the end
+
+    @property
+    def key(self) -> str:
+        """Of these settings alone."""
+        return key_of(asdict(self))
+
+    def schedule(self) -> TrainConfig:
+        """Warm-up over a tenth of the steps, 100 at the most, then a cosine to 5 % of the rate."""
+        return TrainConfig(
+            max_steps=self.steps,
+            learning_rate=self.learning_rate,
+            min_learning_rate=0.05 * self.learning_rate,
+            warmup_steps=min(100, self.steps // 10),
+            **self.entry.train,
+        )
+
+
+def key_of(settings: dict) -> str:
+    """A name for settings, the same for equal ones."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
+    """Train and score, from where the file at `path`, which is written on the way, says that it stood.
+
+    Returns `validation`, `curve` and, where it is wanted, `test`, in bits per byte, and the `seconds` that it took.
+
+    Raises:
+        ValueError: that names the contender, when what was trained is not causal.
+    """
+    device = torch.device(best_device())
+    torch.set_num_threads(1)
+    corpus, config, seq_len = open_corpus(data), trial.schedule(), trial.entry.model["seq_len"]
+    torch.manual_seed(trial.seed)
+    contender = trial.entry.build().to(device)
+    optimizer = build_optimizer(contender.model, config)
+    step, curve, seconds = 0, [], 0.0
+    if path.exists():
+        state = torch.load(path, map_location=device)
+        contender.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, curve, seconds = state["step"], state["curve"], state["seconds"]
+
+    validated = {-(-point * trial.steps // POINTS) for point in range(1, POINTS + 1)}
+    which = {"seed": trial.seed, "global_batch_size": trial.batch_size}
+    begun = saved = time.monotonic()
+    while step < trial.steps:
+        if not parent_process().is_alive():
+            os._exit(1)  # nobody waits for the result
+        torch.manual_seed((trial.seed << 32) + step)  # dropout depends on the step alone, as the batch does
+        set_learning_rate(optimizer, learning_rate(step, config))
+        ids = batch(corpus["train"], seq_len, step=step, **which).to(device)
+        take_step(contender, optimizer, ids, trial.precision == "bf16")
+        step += 1
+        if step in validated:
+            bits = score(contender, corpus["valid"][:VALIDATION_BYTES], seq_len)
+            curve.append({"bytes": step * trial.batch_size * seq_len, "bits_per_byte": bits})
+        if step in validated or time.monotonic() - saved > SAVE_SECONDS:
+            saved = time.monotonic()
+            state = {"model": contender.state_dict(), "optimizer": optimizer.state_dict()}
+            save(path, state | {"step": step, "curve": curve, "seconds": seconds + saved - begun})
+
+    result = {"validation": curve[-1]["bits_per_byte"], "curve": curve}
+    if trial.test:
+        check_causality(name, contender, seq_len)
+        result["test"] = score(contender, corpus["test"], seq_len)
+    return result | {"seconds": round(seconds + time.monotonic() - begun, 1)}
+
+
+def score(contender: nn.Module, data: np.ndarray, context: int) -> float | None:
+    """Bits per byte of all of data (n), uint8, in float32: the first byte costs 8 bits, each other one is predicted
+    once, by windows of `context` bytes that advance by half of it. None where weights are not finite."""
+    starts, first_scored = scoring_windows(len(data), context, context // 2)
+    device, length = next(contender.parameters()).device, min(context, len(data) - 1)
+    scores = window_nats(contender, data, starts, first_scored, length, 16, device)
+    bits = bits_per_byte(log(256) + sum(nats.sum() for nats in scores), len(data))
+    return float(bits) if isfinite(bits) else None
+
+
+def save(path: Path, state: dict) -> None:
+    """Replace a file of tensors and numbers in one step."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(state, temporary)
+    replace(temporary, path)

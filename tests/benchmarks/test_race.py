@@ -1,0 +1,188 @@
+"""The race: contenders are what they are taken for, every byte counts once, and a kill changes nothing."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from benchmarks import race
+from benchmarks.causality import check_causality, noisy
+from benchmarks.clock import speeds
+from benchmarks.trials import Entry, score
+from tests.conftest import ROOT
+
+TINY = {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "seq_len": 32}
+ENTRIES = {
+    ", ".join(names): Entry(builder, race.shrunk(race.SAME | model)) for names, (builder, model) in race.SIZES.items()
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_contenders_predict_the_next_byte_from_all_before_and_pay_for_each(name):
+    torch.manual_seed(0)
+    contender = ENTRIES[name].build()
+    if contender is None:
+        pytest.skip("installed by benchmarks/requirements.txt")
+    check_causality(name, noisy(contender), 32, positions=32)
+    zeros = torch.zeros(2, 33, dtype=torch.long)  # a byte that two of the peers' own losses leave out
+    logits = contender(zeros[:, :-1])
+    assert logits.shape == (2, 32, 256)
+    torch.testing.assert_close(contender.loss(zeros), F.cross_entropy(logits.flatten(0, 1), zeros[:, 1:].flatten()))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda logits, ids: logits.roll(-1, dims=1), "depend on bytes from"),  # each knows the byte that it predicts
+        (lambda logits, ids: logits + 1e-3 * ids.float().mean(), "depend on bytes from"),  # a little of the whole text
+        (lambda logits, ids: F.pad(logits, (0, 0, 1, -1)), "do not depend on byte"),  # predicts what it was to know
+        (lambda logits, ids: F.one_hot(ids, 256).float(), "none depends on byte"),  # no memory
+    ],
+    ids=["future", "mean", "late", "blind"],
+)
+def test_a_contender_that_is_not_causal_is_named(spoil, complaint):
+    class Spoilt(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = noisy(Entry("ours", TINY).build())
+
+        def forward(self, ids):
+            return spoil(self.model(ids), ids)
+
+    torch.manual_seed(0)
+    with pytest.raises(ValueError, match=f"contender: cheat gives .* {complaint}"):
+        check_causality("cheat", Spoilt(), 32)
+
+
+@pytest.mark.parametrize("size", [2, 31, 32, 33, 48, 49, 1000])
+def test_a_score_is_of_every_byte_once(size):
+    class Unigram(nn.Module):
+        """Each byte has a price of its own, whatever stands before it."""
+
+        def __init__(self):
+            super().__init__()
+            self.logits = nn.Parameter(torch.randn(256, generator=torch.Generator().manual_seed(1)))
+
+        def forward(self, ids):
+            assert ids.shape[1] <= 32
+            return self.logits.expand(*ids.shape, 256)
+
+    data, model = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8), Unigram()
+    bits = -model.logits.log_softmax(dim=0).double().detach().numpy() / np.log(2)
+    assert score(model, data, 32) == pytest.approx((8 + bits[data[1:]].sum()) / size, rel=1e-6)
+
+
+def test_rates_go_beyond_the_edge_where_the_best_one_stands():
+    """Scores are a formula here: size "b" is the better one, and the best rates lie outside of those given."""
+    best = {"low": 2.5e-4, "high": 1.6e-2, "within": 2e-3}
+    asked = []
+
+    def trial(names, rate, seed, minutes, test):
+        assert not test
+        asked.append((*names, rate))
+        bits = abs(np.log2(rate / best[names[0]])) + (names[1] == "a")
+        return SimpleNamespace(key=(*names, rate), bits=bits if rate < 1e-1 else None)
+
+    contest = SimpleNamespace(
+        entries=[(contender, size) for contender in best for size in "ab"],
+        trial=trial,
+        run=lambda trials: {trial.key: {"validation": trial.bits} for _, trial in trials},
+    )
+    args = SimpleNamespace(rates=[1e-3, 2e-3, 4e-3], seeds=[5], sweep_minutes=1.0, quick=False)
+    assert race.sweep(contest, args) == {contender: ("b", pytest.approx(rate)) for contender, rate in best.items()}
+    assert ("high", "b", 3.2e-2) in asked and ("low", "b", 1.25e-4) in asked  # seen to be worse
+    assert {rate for contender, _, rate in asked if contender == "within"} == set(args.rates)
+
+
+def test_a_new_entry_is_timed_in_units_of_what_is_known(tmp_path):
+    path, options = tmp_path / "speeds.json", {"tokens": 64, "precision": "float32", "threads": 1, "rounds": 3}
+    (first,) = speeds({"one": Entry("ours", TINY)}, **options, path=path).values()
+    known = json.loads(path.read_text())
+    for line in known.values():
+        line["bytes_per_second"] *= 1000  # as on a machine a thousand times as fast
+    path.write_text(json.dumps(known))
+    entries = {"one": Entry("ours", TINY), "two": Entry("ours", TINY, {"weight_decay": 0.0})}
+    both = speeds(entries, **options, path=path)
+    assert both["one"]["bytes_per_second"] == 1000 * first["bytes_per_second"]
+    assert both["two"]["bytes_per_second"] > 50 * first["bytes_per_second"]
+    assert speeds(entries, **options, path=path) == both  # and from then on it is known
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Begin a race of two tiny sizes in a folder."""
+    folder = tmp_path_factory.mktemp("corpus")
+    (folder / "text.txt").write_text("".join(f"{i} times {i} is {i * i}.\n" for i in range(3000)))
+    line = [sys.executable, "-m", "benchmarks.race", "--quick", "--contenders", "hierarchical", "--rates", "0.004"]
+    line += ["--data.name=files", f"--data.path={folder / 'text.txt'}", f"--data.cache_dir={folder / 'cache'}"]
+    line += ["--sweep-minutes=0.01", "--minutes=0.02", "--seeds", "3", "--tokens-per-step=256", "--threads=1"]
+
+    def run(out: Path, jobs: int) -> subprocess.Popen:
+        command = [*line, f"--out={out}", f"--jobs={jobs}"]
+        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return run
+
+
+def lines_of(out: Path) -> dict[str, dict]:
+    """The lines of a race by key, without the time that they took."""
+    lines = [json.loads(line) for line in (out / "runs.jsonl").read_text().splitlines()]
+    assert len({line["key"] for line in lines}) == len(lines)
+    return {line["key"]: line | {"seconds": None} for line in lines}
+
+
+def test_a_killed_race_ends_as_one_that_ran_through(start, tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = start(whole, jobs=2)
+    said, complained = process.communicate()
+    assert process.returncode == 0, complained
+    result = json.loads(said.splitlines()[-1])["contenders"]["hierarchical"]
+    assert len(result["test_bits_per_byte"]) == 1 and 0 < result["test_bits_per_byte"][0] < 8
+    assert (whole / "race.png").stat().st_size > 10_000 and not list((whole / "states").iterdir())
+    assert len(lines_of(whole)) == 3
+
+    cut.mkdir()
+    shutil.copy(whole / "speeds.json", cut)
+    process, lines = start(cut, jobs=1), cut / "runs.jsonl"
+    while process.poll() is None:
+        trained = lines.read_text().count("\n") if lines.exists() else 0
+        if trained == 2 and list((cut / "states").glob("*.pt")):  # in the middle of the one that counts
+            break
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL and list((cut / "states").glob("*.pt"))
+    with lines.open("a") as file:
+        file.write('{"key": "cut sho')
+    process = start(cut, jobs=1)
+    again, complained = process.communicate()
+    assert process.returncode == 0, complained
+    assert lines_of(cut) == lines_of(whole)
+    assert again.splitlines()[-1] == said.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--contenders", "flat", "hare"], "contenders: got hare, allowed: flat, hierarchical"),
+        (["--tokens-per-step=1000"], "tokens_per_step: got 1000, allowed: multiples of [512]"),
+        (["--precision=fp8"], "precision: got fp8, allowed: float32, bf16"),
+    ],
+)
+def test_a_mistake_is_one_line(flags, complaint, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        race.main([f"--out={tmp_path / 'race'}", "--data.name=python", *flags])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1 and complaint in error
+    assert not (tmp_path / "race").exists()
