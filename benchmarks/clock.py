@@ -53,7 +53,6 @@ def speeds(entries: dict[str, Entry], tokens: int, precision: str, threads: int,
             n, contender = entry.model["seq_len"], entry.build()
             if key in new:
                 check_causality(new[key], noisy(entry.build()), n)
-                print(f"timing  {new[key]}: {count_parameters(contender):,} parameters, causal", flush=True)
             flops = count_flops(contender, n)
             measured[key] = {"flops_per_byte": flops, "parameters": count_parameters(contender)}
             steps[key] = step_of(contender.to(device).train(), entry, tokens, precision)
@@ -63,6 +62,7 @@ def speeds(entries: dict[str, Entry], tokens: int, precision: str, threads: int,
         for key, name in new.items():
             line = {"bytes_per_second": scale * now[key], "spread": spread(seconds[key]), **measured[key]}
             known[key] = {"name": name, **line, **settings, "entry": asdict(entries[name])}
+            print(f"timed {name}: {line['bytes_per_second']:,.0f} bytes/s ± {line['spread']:.0%}", flush=True)
         write_text(path, json.dumps(known, indent=1))
     return {name: known[key] for name, key in keys.items()}
 

@@ -42,10 +42,11 @@ def run_all(trials: list[tuple[str, Trial]], data: DataConfig, folder: Path, job
                 name, process = running.pop(sentinel)
                 process.join()
                 if process.exitcode:
-                    print(f"error: {name} ended with exit code {process.exitcode}; the same command goes on")
-                    sys.exit(2 if process.exitcode == 2 else 1)
+                    code = process.exitcode
+                    print(f"error: {name} ended with exit code {code}; the same command goes on", file=sys.stderr)
+                    sys.exit(2 if code == 2 else 1)
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on")
+        print("\nstopped; the same command goes on", file=sys.stderr)
         sys.exit(130)
     return read(path)
 

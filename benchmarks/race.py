@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
         race = Race(args, entries)
     best = sweep(race, args)
     trials = {
-        contender: [race.trial((contender, size), rate, seed, args.minutes, test=True) for seed in args.seeds]
+        contender: [race.trial((contender, size), rate, seed, args.minutes, final=True) for seed in args.seeds]
         for contender, (size, rate) in best.items()
     }
     lines = race.run([((contender, best[contender][0]), one) for contender in trials for one in trials[contender]])
@@ -102,7 +102,7 @@ def sweep(race: Race, args) -> dict[str, tuple[str, float]]:
     tried = {(*one, rate) for one in race.entries for rate in args.rates}
     while True:
         trials = {
-            (contender, size, rate): race.trial((contender, size), rate, args.seeds[0], args.sweep_minutes, test=False)
+            (contender, size, rate): race.trial((contender, size), rate, args.seeds[0], args.sweep_minutes, final=False)
             for contender, size, rate in sorted(tried)
         }
         lines = race.run([(one[:2], trial) for one, trial in trials.items()])

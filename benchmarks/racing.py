@@ -25,8 +25,8 @@ def racing_parser(module: str, description: str) -> Parser:
     parser.add_argument("--seeds", type=NonNegativeInt, nargs="+", default=[0, 1, 2], help="of weights and batches")
     parser.add_argument("--tokens-per-step", type=PositiveInt, default=2048, help="bytes of a step's whole batch")
     parser.add_argument("--precision", type=str, default="float32", help="float32, or bf16 for products")
-    parser.add_argument("--threads", type=PositiveInt, default=torch.get_num_threads(), help="of the clock on a CPU")
-    parser.add_argument("--rounds", type=PositiveInt, default=9, help="timed steps of each entry")
+    parser.add_argument("--threads", type=PositiveInt, default=torch.get_num_threads(), help="of the clock, on a CPU")
+    parser.add_argument("--rounds", type=PositiveInt, default=15, help="timed steps of each entry")
     parser.add_argument("--jobs", type=PositiveInt | None, help="trials at once; null = one a core, or one on a GPU")
     parser.add_argument("--quick", action="store_true", help="miniatures, to see that everything runs")
     return parser
@@ -47,20 +47,24 @@ class Race:
         if any(args.tokens_per_step % n for n in lengths):
             raise ValueError(f"tokens_per_step: got {args.tokens_per_step}, allowed: multiples of {sorted(lengths)}")
         self.corpus = open_corpus(self.data, max(lengths))
+        firsts = {entry.builder: entry for entry in reversed(entries.values())}
+        installed = {builder for builder, entry in firsts.items() if entry.build() is not None}
+        self.entries = {names: entry for names, entry in entries.items() if entry.builder in installed}
+        if not self.entries:
+            raise ValueError("contenders: got none that is installed, allowed: at least one")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.entries = {names: entry for names, entry in entries.items() if entry.build() is not None}
         named = {", ".join(names): entry for names, entry in self.entries.items()}
         timed = speeds(
             named, args.tokens_per_step, args.precision, args.threads, args.rounds, self.folder / "speeds.json"
         )
         self.speeds = {names: timed[", ".join(names)] for names in self.entries}
 
-    def trial(self, names: tuple[str, ...], rate: float, seed: int, minutes: float, test: bool) -> Trial:
+    def trial(self, names: tuple[str, ...], rate: float, seed: int, minutes: float, final: bool) -> Trial:
         """An entry at a learning rate for as many steps as the clock gives it."""
         entry, tokens = self.entries[names], self.args.tokens_per_step
         steps = max(1, round(60 * minutes * self.speeds[names]["bytes_per_second"] / tokens))
         batch_size = tokens // entry.model["seq_len"]
-        return Trial(entry, rate, seed, steps, batch_size, self.args.precision, self.corpus.sha256["train"], test)
+        return Trial(entry, rate, seed, steps, batch_size, self.args.precision, self.corpus.sha256["train"], final)
 
     def run(self, trials: list[tuple[tuple[str, ...], Trial]]) -> dict[str, dict]:
         """What came of trials, by key."""

@@ -26,7 +26,7 @@ from training.files import replace
 from training.loading import best_device
 from training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
-POINTS = 10  # of the validation curve, evenly spread over the trial
+POINTS = 10  # of a validation curve, evenly spread over the trial
 VALIDATION_BYTES = 1 << 16  # the beginning of the split, the same for all
 SAVE_SECONDS = 30  # the most that is lost when a process ends
 
@@ -55,7 +55,7 @@ class Trial:
     batch_size: int
     precision: str
     corpus: str  # checksum of its training split
-    test: bool  # score the test split at the end
+    final: bool  # with a curve on the way, and the test split scored at the end
 
     @property
     def key(self) -> str:
@@ -81,7 +81,7 @@ def key_of(settings: dict) -> str:
 def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
     """Train and score, from where the file at `path`, which is written on the way, says that it stood.
 
-    Returns `validation`, `curve` and, where it is wanted, `test`, in bits per byte, and the `seconds` that it took.
+    Returns `validation`, `curve` and, of a final trial, `test`, in bits per byte, and the `seconds` that it took.
 
     Raises:
         ValueError: that names the contender, when what was trained is not causal.
@@ -99,7 +99,8 @@ def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
         optimizer.load_state_dict(state["optimizer"])
         step, curve, seconds = state["step"], state["curve"], state["seconds"]
 
-    validated = {-(-point * trial.steps // POINTS) for point in range(1, POINTS + 1)}
+    points = POINTS if trial.final else 1
+    validated = {-(-point * trial.steps // points) for point in range(1, points + 1)}
     which = {"seed": trial.seed, "global_batch_size": trial.batch_size}
     begun = saved = time.monotonic()
     while step < trial.steps:
@@ -119,7 +120,7 @@ def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
             save(path, state | {"step": step, "curve": curve, "seconds": seconds + saved - begun})
 
     result = {"validation": curve[-1]["bits_per_byte"], "curve": curve}
-    if trial.test:
+    if trial.final:
         check_causality(name, contender, seq_len)
         result["test"] = score(contender, corpus["test"], seq_len)
     return result | {"seconds": round(seconds + time.monotonic() - begun, 1)}

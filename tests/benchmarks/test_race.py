@@ -16,11 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks import race
+from benchmarks import ablations, race
 from benchmarks.causality import check_causality, noisy
 from benchmarks.clock import speeds
-from benchmarks.trials import Entry, score
+from benchmarks.contenders import Contender
+from benchmarks.trials import Entry, Trial, score
 from tests.conftest import ROOT
+from training.config import TrainConfig
 
 TINY = {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "seq_len": 32}
 ENTRIES = {
@@ -88,8 +90,8 @@ def test_rates_go_beyond_the_edge_where_the_best_one_stands():
     best = {"low": 2.5e-4, "high": 1.6e-2, "within": 2e-3}
     asked = []
 
-    def trial(names, rate, seed, minutes, test):
-        assert not test
+    def trial(names, rate, seed, minutes, final):
+        assert not final
         asked.append((*names, rate))
         bits = abs(np.log2(rate / best[names[0]])) + (names[1] == "a")
         return SimpleNamespace(key=(*names, rate), bits=bits if rate < 1e-1 else None)
@@ -121,15 +123,15 @@ def test_a_new_entry_is_timed_in_units_of_what_is_known(tmp_path):
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
-    """Begin a race of two tiny sizes in a folder."""
+    """Begin a race of miniatures in a folder, or another module's."""
     folder = tmp_path_factory.mktemp("corpus")
     (folder / "text.txt").write_text("".join(f"{i} times {i} is {i * i}.\n" for i in range(3000)))
-    line = [sys.executable, "-m", "benchmarks.race", "--quick", "--contenders", "hierarchical", "--rates", "0.004"]
-    line += ["--data.name=files", f"--data.path={folder / 'text.txt'}", f"--data.cache_dir={folder / 'cache'}"]
-    line += ["--sweep-minutes=0.01", "--minutes=0.02", "--seeds", "3", "--tokens-per-step=256", "--threads=1"]
+    flags = ["--data.name=files", f"--data.path={folder / 'text.txt'}", f"--data.cache_dir={folder / 'cache'}"]
+    flags += ["--quick", "--minutes=0.01", "--tokens-per-step=256", "--threads=1", "--rates", "0.004"]
+    sweep = ("--contenders", "hierarchical", "--sweep-minutes=0.005", "--seeds", "3")
 
-    def run(out: Path, jobs: int) -> subprocess.Popen:
-        command = [*line, f"--out={out}", f"--jobs={jobs}"]
+    def run(out: Path, *options: str, module: str = "race") -> subprocess.Popen:
+        command = [sys.executable, "-m", f"benchmarks.{module}", f"--out={out}", *flags, *(options or sweep)]
         return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
     return run
@@ -144,7 +146,7 @@ def lines_of(out: Path) -> dict[str, dict]:
 
 def test_a_killed_race_ends_as_one_that_ran_through(start, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = start(whole, jobs=2)
+    process = start(whole)
     said, complained = process.communicate()
     assert process.returncode == 0, complained
     result = json.loads(said.splitlines()[-1])["contenders"]["hierarchical"]
@@ -154,7 +156,7 @@ def test_a_killed_race_ends_as_one_that_ran_through(start, tmp_path):
 
     cut.mkdir()
     shutil.copy(whole / "speeds.json", cut)
-    process, lines = start(cut, jobs=1), cut / "runs.jsonl"
+    process, lines = start(cut), cut / "runs.jsonl"
     while process.poll() is None:
         trained = lines.read_text().count("\n") if lines.exists() else 0
         if trained == 2 and list((cut / "states").glob("*.pt")):  # in the middle of the one that counts
@@ -165,11 +167,38 @@ def test_a_killed_race_ends_as_one_that_ran_through(start, tmp_path):
     assert process.returncode == -signal.SIGKILL and list((cut / "states").glob("*.pt"))
     with lines.open("a") as file:
         file.write('{"key": "cut sho')
-    process = start(cut, jobs=1)
+    process = start(cut)
     again, complained = process.communicate()
     assert process.returncode == 0, complained
     assert lines_of(cut) == lines_of(whole)
     assert again.splitlines()[-1] == said.splitlines()[-1]
+
+
+def test_every_change_of_the_ablations_is_legal():
+    names = [ablations.told(change) for change in ablations.CHANGES]
+    assert len(set(names)) == len(names) and "base" not in names
+    for change in ablations.CHANGES:
+        for quick in (False, True):
+            entry = ablations.entry_of(change, quick)
+            with torch.device("meta"):
+                assert isinstance(entry.build(), Contender)
+            assert isinstance(Trial(entry, 1e-3, 0, 100, 1, "float32", "", True).schedule(), TrainConfig)
+
+
+def test_ablations_are_differences_to_the_base_of_the_same_seeds(start, tmp_path):
+    process = start(tmp_path, "--only", "optimizer", "dropout", "--seeds", "0", "1", module="ablations")
+    said, complained = process.communicate()
+    assert process.returncode == 0, complained
+    *rows, last = said.splitlines()[-4:]
+    results = json.loads(last)["changes"]
+    scores = {name: np.array(result["validation_bits_per_byte"]) for name, result in results.items()}
+    assert set(scores) == {"base", "dropout 0.1", "optimizer muon"}
+    assert all(len(set(both)) == 2 for both in scores.values())  # seeds differ, and so do they under a change
+    assert not np.intersect1d(scores["base"], [*scores["dropout 0.1"], *scores["optimizer muon"]]).size
+    for row in rows:
+        name, over = next(name for name in scores if name in row), float(row.split()[-3])
+        assert over == pytest.approx((scores[name] - scores["base"]).mean(), abs=1e-4)
+    assert [float(row.split()[-3]) for row in rows] == sorted(float(row.split()[-3]) for row in rows)
 
 
 @pytest.mark.parametrize(
