@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from math import isfinite, log
 from multiprocessing import parent_process
@@ -26,8 +27,10 @@ from training.files import replace
 from training.loading import best_device
 from training.optimizer import build_optimizer, learning_rate, set_learning_rate
 
-POINTS = 10  # of a validation curve, evenly spread over the trial
-VALIDATION_BYTES = 1 << 16  # the beginning of the split, the same for all
+POINTS, POINT_BYTES = 10, 1 << 15  # of a final trial's curve, evenly spread: the beginning of the validation split
+END_BYTES = 1 << 16  # the same of the other trials, which are validated at their end alone
+WINDOWS = 16  # scored at once
+FIRST_BYTE = log(256)  # nats of a byte that nothing stands before
 SAVE_SECONDS = 30  # the most that is lost when a process ends
 
 
@@ -79,7 +82,8 @@ def key_of(settings: dict) -> str:
 
 
 def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
-    """Train and score, from where the file at `path`, which is written on the way, says that it stood.
+    """Train and score, from where the file at `path`, which is written on the way, says that it stood; for a process
+    that another one started, and is waiting for.
 
     Returns `validation`, `curve` and, of a final trial, `test`, in bits per byte, and the `seconds` that it took.
 
@@ -92,48 +96,69 @@ def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
     torch.manual_seed(trial.seed)
     contender = trial.entry.build().to(device)
     optimizer = build_optimizer(contender.model, config)
-    step, curve, seconds = 0, [], 0.0
+    state = {"step": 0, "curve": [], "scored": (0, FIRST_BYTE), "seconds": 0.0}
     if path.exists():
-        state = torch.load(path, map_location=device)
-        contender.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        step, curve, seconds = state["step"], state["curve"], state["seconds"]
+        state |= torch.load(path, map_location=device)
+        contender.load_state_dict(state.pop("model"))
+        optimizer.load_state_dict(state.pop("optimizer"))
+    saved = time.monotonic()
+    begun = saved - state["seconds"]
 
-    points = POINTS if trial.final else 1
-    validated = {-(-point * trial.steps // points) for point in range(1, points + 1)}
-    which = {"seed": trial.seed, "global_batch_size": trial.batch_size}
-    begun = saved = time.monotonic()
-    while step < trial.steps:
+    def keep(now: bool = False) -> None:
+        """Save the state, if it is time to."""
+        nonlocal saved
         if not parent_process().is_alive():
             os._exit(1)  # nobody waits for the result
+        if now or time.monotonic() - saved > SAVE_SECONDS:
+            saved, state["seconds"] = time.monotonic(), time.monotonic() - begun
+            save(path, state | {"model": contender.state_dict(), "optimizer": optimizer.state_dict()})
+
+    points, validation = (POINTS, POINT_BYTES) if trial.final else (1, END_BYTES)
+    validated = {-(-point * trial.steps // points) for point in range(1, points + 1)}
+    which = {"seed": trial.seed, "global_batch_size": trial.batch_size}
+    while state["step"] < trial.steps:
+        step = state["step"]
         torch.manual_seed((trial.seed << 32) + step)  # dropout depends on the step alone, as the batch does
         set_learning_rate(optimizer, learning_rate(step, config))
         ids = batch(corpus["train"], seq_len, step=step, **which).to(device)
         take_step(contender, optimizer, ids, trial.precision == "bf16")
-        step += 1
-        if step in validated:
-            bits = score(contender, corpus["valid"][:VALIDATION_BYTES], seq_len)
-            curve.append({"bytes": step * trial.batch_size * seq_len, "bits_per_byte": bits})
-        if step in validated or time.monotonic() - saved > SAVE_SECONDS:
-            saved = time.monotonic()
-            state = {"model": contender.state_dict(), "optimizer": optimizer.state_dict()}
-            save(path, state | {"step": step, "curve": curve, "seconds": seconds + saved - begun})
+        state["step"] = step + 1
+        if step + 1 in validated:
+            bits = score(contender, corpus["valid"][:validation], seq_len)
+            state["curve"].append({"bytes": (step + 1) * trial.batch_size * seq_len, "bits_per_byte": bits})
+        keep(now=step + 1 in validated)
 
-    result = {"validation": curve[-1]["bits_per_byte"], "curve": curve}
+    result = {"validation": state["curve"][-1]["bits_per_byte"], "curve": state["curve"]}
     if trial.final:
         check_causality(name, contender, seq_len)
-        result["test"] = score(contender, corpus["test"], seq_len)
-    return result | {"seconds": round(seconds + time.monotonic() - begun, 1)}
+        for scored in scoring(contender, corpus["test"], seq_len, *state["scored"]):
+            state["scored"] = scored
+            keep()
+        result["test"] = finite_bits(state["scored"][1], len(corpus["test"]))
+    return result | {"seconds": round(time.monotonic() - begun, 1)}
+
+
+def scoring(
+    contender: nn.Module, data: np.ndarray, context: int, windows: int = 0, nats: float = FIRST_BYTE
+) -> Iterator[tuple[int, float]]:
+    """Score data (n), uint8, on from where so many windows of `context` bytes have cost so many nats: both, after each
+    batch. Windows advance by half of themselves, and predict each byte but the first once, in float32."""
+    starts, first_scored = (part[windows:] for part in scoring_windows(len(data), context, context // 2))
+    device, length = next(contender.parameters()).device, min(context, len(data) - 1)
+    for part in window_nats(contender, data, starts, first_scored, length, WINDOWS, device):
+        windows, nats = windows + WINDOWS, nats + float(part.sum())
+        yield windows, nats
 
 
 def score(contender: nn.Module, data: np.ndarray, context: int) -> float | None:
-    """Bits per byte of all of data (n), uint8, in float32: the first byte costs 8 bits, each other one is predicted
-    once, by windows of `context` bytes that advance by half of it. None where weights are not finite."""
-    starts, first_scored = scoring_windows(len(data), context, context // 2)
-    device, length = next(contender.parameters()).device, min(context, len(data) - 1)
-    scores = window_nats(contender, data, starts, first_scored, length, 16, device)
-    bits = bits_per_byte(log(256) + sum(nats.sum() for nats in scores), len(data))
-    return float(bits) if isfinite(bits) else None
+    """Bits per byte of all of data (n), uint8; None where weights are not finite."""
+    *_, (_, nats) = scoring(contender, data, context)
+    return finite_bits(nats, len(data))
+
+
+def finite_bits(nats: float, count: int) -> float | None:
+    """Bits per byte of so many bytes; None, which JSON has, where they are not finite."""
+    return bits_per_byte(nats, count) if isfinite(nats) else None
 
 
 def save(path: Path, state: dict) -> None:

@@ -20,7 +20,7 @@ from benchmarks import ablations, race
 from benchmarks.causality import check_causality, noisy
 from benchmarks.clock import speeds
 from benchmarks.contenders import Contender
-from benchmarks.trials import Entry, Trial, score
+from benchmarks.trials import Entry, Trial, score, scoring
 from tests.conftest import ROOT
 from training.config import TrainConfig
 
@@ -83,6 +83,8 @@ def test_a_score_is_of_every_byte_once(size):
     data, model = np.random.default_rng(0).integers(0, 256, size).astype(np.uint8), Unigram()
     bits = -model.logits.log_softmax(dim=0).double().detach().numpy() / np.log(2)
     assert score(model, data, 32) == pytest.approx((8 + bits[data[1:]].sum()) / size, rel=1e-6)
+    through = list(scoring(model, data, 32))  # from wherever it is taken up again
+    assert all([*scoring(model, data, 32, *one)] == through[i + 1 :] for i, one in enumerate(through))
 
 
 def test_rates_go_beyond_the_edge_where_the_best_one_stands():
