@@ -23,20 +23,20 @@ def batch(
     return torch.from_numpy(data[starts[:, None] + np.arange(seq_len + 1)].astype(np.int64))
 
 
-def scoring_windows(num_bytes: int, seq_len: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
+def scoring_windows(num_bytes: int, context: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     """Windows that score every byte of a split but the first exactly once: (starts, first_scored), int64 (w) each.
 
-    A window's inputs are L = min(seq_len, num_bytes - 1) bytes from its start, its targets the bytes one later, of
+    A window's inputs are L = min(context, num_bytes - 1) bytes from its start, its targets the bytes one later, of
     which those from `first_scored` on count. Starts advance by `stride`; the last window ends with the split.
 
     Raises:
-        ValueError: unless 1 ≤ stride ≤ seq_len and there are two bytes.
+        ValueError: unless 1 ≤ stride ≤ context and there are two bytes.
     """
-    if not 1 <= stride <= seq_len:
-        raise ValueError(f"stride: got {stride}, allowed: 1 to seq_len = {seq_len}")
+    if not 1 <= stride <= context:
+        raise ValueError(f"stride: got {stride}, allowed: 1 to context = {context}")
     if num_bytes < 2:
         raise ValueError(f"split: got {num_bytes} bytes, allowed: at least 2")
-    length = min(seq_len, num_bytes - 1)
+    length = min(context, num_bytes - 1)
     last = num_bytes - 1 - length
     starts = np.append(np.arange(0, last, stride), last)
     ends = starts + length  # of the targets, inclusive

@@ -46,7 +46,7 @@ def test_every_byte_but_the_first_is_scored_once(n, seq_len, data):
 
 def test_illegal_strides_are_named():
     for stride in (0, 9):
-        with pytest.raises(ValueError, match=f"stride: got {stride}, allowed: 1 to seq_len = 8"):
+        with pytest.raises(ValueError, match=f"stride: got {stride}, allowed: 1 to context = 8"):
             scoring_windows(100, 8, stride)
 
 
