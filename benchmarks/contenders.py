@@ -53,15 +53,17 @@ def reference(**config) -> Contender | None:
     return Contender(model, has_loss=False)
 
 
-def decoder(num_tokens: int, dim: int, depth: int, heads: int, dim_head: int, seq_len: int, **layers):
-    """The decoder of x-transformers with SDPA and rotary positions, and with options of its layers; a `Contender`, or
-    None, and a word, where it is not installed."""
+def decoder(
+    num_tokens: int, dim: int, depth: int, heads: int, dim_head: int, seq_len: int, **options
+) -> Contender | None:
+    """The decoder of x-transformers with SDPA and rotary positions, and with options of its layers; None, and a word,
+    where it is not installed."""
     try:
         from x_transformers import Decoder, TransformerWrapper
     except ImportError:
         return missing("x-transformers")
-    layers = {"attn_flash": True, "rotary_pos_emb": True, "ff_mult": 4} | layers
-    layers = Decoder(dim=dim, depth=depth, heads=heads, attn_dim_head=dim_head, **layers)
+    options = {"attn_flash": True, "rotary_pos_emb": True, "ff_mult": 4} | options
+    layers = Decoder(dim=dim, depth=depth, heads=heads, attn_dim_head=dim_head, **options)
     model = TransformerWrapper(num_tokens=num_tokens, max_seq_len=seq_len, use_abs_pos_emb=False, attn_layers=layers)
     return Contender(model, has_loss=False)
 

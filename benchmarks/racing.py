@@ -40,7 +40,11 @@ class Race:
     """
 
     def __init__(self, args, entries: dict[tuple[str, ...], Entry]):
-        self.args, self.data, self.folder = args, DataConfig(**vars(args.data)), Path(args.out)
+        self.args, self.folder = args, Path(args.out)
+        try:
+            self.data = DataConfig(**vars(args.data))
+        except ValueError as error:
+            raise ValueError(f"data.{error}") from error
         if args.precision not in PRECISIONS:
             raise ValueError(f"precision: got {args.precision}, allowed: {', '.join(PRECISIONS)}")
         lengths = {entry.model["seq_len"] for entry in entries.values()}
