@@ -26,27 +26,24 @@ SAME = {"num_tokens": 256, "seq_len": 512, "dim_head": 64}
 LEVELS = {"hierarchies": (1, 4), "window_sizes": (64, None), "ff_mult": (2, 4)}
 TWO = LEVELS | {"dim": (128, 256), "depth": 4, "heads": (2, 4)}
 NEAR = {"hierarchies": (1, 2), "hierarchical_stride": 1, "window_sizes": (32, 64)}  # the reference's own
+HOURGLASS = {"depth": (1, 4, 1), "shorten_factor": 4}
 MODERN = {"use_rmsnorm": True, "ff_glu": True, "ff_swish": True, "ff_no_bias": True, "shift_tokens": 1}
 SIZES = {  # contender and size: its builder in benchmarks.contenders, and arguments beside those of SAME
-    ("flat", "192 × 9"): ("ours", {"dim": 192, "depth": 9, "heads": 3}),
+    ("flat", "192 × 4"): ("ours", {"dim": 192, "depth": 4, "heads": 3}),
     ("flat", "256 × 6"): ("ours", {"dim": 256, "depth": 6, "heads": 4}),
     ("hierarchical", "128, 256 × 4"): ("ours", TWO),
-    ("hierarchical", "192, 384 × 5, merge all"): (
-        "ours",
-        LEVELS | {"dim": (192, 384), "depth": 5, "heads": (3, 6), "hierarchy_merge_all": True},
-    ),
+    ("hierarchical", "192, 256 × 4"): ("ours", TWO | {"dim": (192, 256), "heads": (3, 4)}),
     ("reference", "192 × 4"): ("reference", NEAR | {"dim": 192, "depth": 4, "heads": 3}),
     ("reference", "128, 256 × 4, stride 4"): ("reference", TWO | {"hierarchical_stride": (1, 4)}),
-    ("hourglass", "192 × 2, 5, 2"): ("hourglass", {"dim": 192, "depth": (2, 5, 2), "heads": 3, "shorten_factor": 4}),
+    ("hourglass", "192 × 1, 4, 1"): ("hourglass", HOURGLASS | {"dim": 192, "heads": 3}),
     ("hourglass", "256 × 1, 4, 1, linear"): (
         "hourglass",
-        {"dim": 256, "depth": (1, 4, 1), "heads": 4, "shorten_factor": 4, "updown_sample_type": "linear"},
+        HOURGLASS | {"dim": 256, "heads": 4, "updown_sample_type": "linear"},
     ),
     ("megabyte", "256, 128, patch 4"): ("megabyte", {"dim": (256, 128), "depth": (5, 3), "heads": 4, "patch": 4}),
     ("megabyte", "320, 192, patch 8"): ("megabyte", {"dim": (320, 192), "depth": (3, 3), "heads": 4, "patch": 8}),
-    ("x-transformers", "192 × 9"): ("decoder", {"dim": 192, "depth": 9, "heads": 3}),
+    ("x-transformers", "192 × 4, modern"): ("decoder", MODERN | {"dim": 192, "depth": 4, "heads": 3}),
     ("x-transformers", "256 × 6"): ("decoder", {"dim": 256, "depth": 6, "heads": 4}),
-    ("x-transformers", "192 × 9, modern"): ("decoder", MODERN | {"dim": 192, "depth": 9, "heads": 3}),
 }
 CONTENDERS = list(dict.fromkeys(contender for contender, _ in SIZES))
 BASELINE = "flat"  # whose final score is the quality that the others take their time to
