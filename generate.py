@@ -1,24 +1,22 @@
 """Text from a trained model: `python generate.py RUN_DIR --prompt "The " --length 512`.
 
 The same seed gives the same bytes. One sample is written as it comes, several one after another. With `--score FILE` it
-writes no text, but what each byte of a text costs the model.
+writes no text, but what each byte of a text costs the model: as lines, or with `--heatmap` as a page for a browser.
 """
 
 import codecs
 import json
 import sys
-from math import log
 from pathlib import Path
 
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from data import scoring_windows
 from data.text import show, to_ids, to_text
 from model import HierarchicalTransformer
 from training.config import Parser, fail, user_errors
-from training.evaluation import bits_per_byte, window_nats
+from training.heatmap import byte_bits, write_heatmap
 from training.loading import best_device, lay_out_for_decoding, load_model
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -39,17 +37,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-samples", type=PositiveInt, default=1, help="samples of the same prompt")
     parser.add_argument("--no-cache", action="store_true", help="compute everything again for every byte")
     parser.add_argument("--score", type=str | None, help="a file: print what each of its bytes costs, in bits")
+    parser.add_argument("--heatmap", type=str | None, help="with --score: write this page.html instead")
     parser.add_argument("--json", action="store_true", help="print JSON, an object a line")
     parser.add_argument("--device", type=str, default=best_device(), help="cpu, cuda or mps")
     args = parser.parse_args(argv)
 
     if (args.prompt is None) == (args.score is None):
         fail("prompt: got neither or both of --prompt and --score, allowed: one of them")
+    if args.heatmap is not None and args.score is None:
+        fail(f"heatmap: got {args.heatmap} without --score, allowed: with the --score FILE that it shows")
     with user_errors():
         model = load_model(Path(args.run_dir), args.device)
         if args.score is not None:
-            text = np.fromfile(args.score, dtype=np.uint8)
-            return score(model, text, args)
+            return score(model, args)
         lay_out_for_decoding(model)
         prompt = to_ids(args.prompt).expand(args.num_samples, -1).to(args.device)
         tokens = model.stream(
@@ -79,17 +79,19 @@ def write_as_it_comes(prompt: str, tokens) -> None:
     print(show(decoder.decode(b"", final=True)))
 
 
-def score(model: HierarchicalTransformer, text: np.ndarray, args) -> None:
-    """Print each byte of a text (n) with its cost in bits, and their mean. The first byte has no context: 8 bits."""
-    seq_len = model.config.seq_len
-    starts, first_scored = scoring_windows(len(text), seq_len, max(1, seq_len // 2))
-    nats = window_nats(model, text, starts, first_scored, min(seq_len, len(text) - 1), 16, args.device)
-    bits = np.concatenate([[log(256)], *nats]) / log(2)
+def score(model: HierarchicalTransformer, args) -> None:
+    """Print what each byte of a file costs in bits, or write the page that shows it, and then their mean."""
+    if not Path(args.score).is_file():
+        raise ValueError(f"score: got {args.score}, which is no file, allowed: a file to score")
+    text = np.fromfile(args.score, dtype=np.uint8)
+    if args.heatmap is not None:
+        print(json.dumps(write_heatmap(Path(args.heatmap), model, text, Path(args.run_dir), Path(args.score))))
+        return
+    bits = byte_bits(model, text)
     for byte, cost in zip(text.tolist(), bits.tolist(), strict=True):
         line = {"byte": byte, "bits": round(cost, 4)}
         print(json.dumps(line) if args.json else f"{byte:3d} {chr(byte)!r:7} {cost:8.4f}")
-    mean = bits_per_byte(bits.sum() * log(2), len(text))
-    print(json.dumps({"bits_per_byte": round(mean, 5), "bytes": len(text)}))
+    print(json.dumps({"bits_per_byte": round(bits.mean(), 5), "bytes": len(text)}))
 
 
 if __name__ == "__main__":
