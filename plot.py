@@ -7,6 +7,7 @@ and the gradient's norm, one colour a run. Figures that no run has are left out.
 import json
 from math import isfinite, log
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from training.files import replace
 # The palette of Okabe and Ito, made for the colour-blind, with a grey for its yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^v<>P"
-MARK = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.7}
+MARK: dict[str, Any] = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.7}
 FORMATS = (".png", ".svg", ".pdf")
 AXES = {"step": ("step", "step"), "time": ("seconds", "training time"), "bytes": ("bytes", "bytes trained on")}
 PANELS = {  # what is drawn of a line: its title, and its axis with the unit
@@ -140,7 +141,7 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
         raise ValueError(f"run: got no figure to draw in {', '.join(runs)}, allowed: lines with {', '.join(panels)}")
 
     # -- the loss over the full width, the others in a row below it
-    rows = [row for row in (large * max(1, len(small)), small) if row]
+    rows: list[Any] = [row for row in (large * max(1, len(small)), small) if row]
     heights = [4.8 if row[0] in large else 2.6 for row in rows]
     figure = Figure(figsize=(11, sum(heights) + 0.6 + 0.2 * len(runs)), layout="constrained")
     axes = figure.subplot_mosaic(rows, height_ratios=heights)
@@ -153,7 +154,7 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         for name, (x, y) in panels[panel].items():
-            style = {"color": looks[name][0], "marker": "." if len(x) == 1 else ""}
+            style: dict[str, Any] = {"color": looks[name][0], "marker": "." if len(x) == 1 else ""}
             if panel in ("cross_entropy", "gradient_norm"):
                 axis.plot(x, y, linewidth=0.5, alpha=0.35 if len(runs) == 1 else 0.2, **style)
                 y = smooth(y) if panel in large else np.exp(smooth(np.log(y)))

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def filling(folder: Path) -> Iterator[None]:
+def filling(folder: Path) -> Generator[None]:
     """Whatever a library raises while it writes into a folder becomes an OSError that names it, and the folder goes."""
     try:
         yield

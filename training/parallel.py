@@ -5,7 +5,12 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
-from accelerate.utils import FullyShardedDataParallelPlugin, GradientAccumulationPlugin, TorchDynamoPlugin
+from accelerate.utils import (
+    DynamoBackend,
+    FullyShardedDataParallelPlugin,
+    GradientAccumulationPlugin,
+    TorchDynamoPlugin,
+)
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -32,7 +37,7 @@ def build_accelerator(config: Config) -> Accelerator:
             num_steps=config.train.gradient_accumulation_steps, sync_with_dataloader=False
         ),
         fsdp_plugin=sharding,
-        dynamo_plugin=TorchDynamoPlugin(backend="no"),  # `prepare` compiles
+        dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.NO),  # `prepare` compiles
         log_with=None if config.wandb.mode == "disabled" else "wandb",
     )
     if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:  # where Accelerate would not shard
@@ -82,7 +87,7 @@ def prepare(
 
 
 def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) -> None:
-    """Have a model's blocks and merges compiled, a graph for each shape, and blocks computed again in the backward pass.
+    """Have a model's blocks and merges compiled, a graph for each shape, and blocks computed again in the backward one.
 
     Not Accelerate's regional compilation, which asks for blocks in one list.
     """
@@ -95,4 +100,4 @@ def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) 
 
 def whole(t: torch.Tensor) -> torch.Tensor:
     """A tensor, put together if it is spread over processes, all of which must ask for it."""
-    return t.full_tensor() if hasattr(t, "full_tensor") else t
+    return getattr(t, "full_tensor", lambda: t)()

@@ -67,12 +67,14 @@ class Dashboard:
 
     def log(self, lines: list[dict]) -> None:
         """Figures of steps, as they stand in metrics.jsonl."""
-        for line in lines if self.run else ():
+        if self.run is None:
+            return
+        for line in lines:
             self.run.log({k: v for k, v in line.items() if k not in ("step", "offsets")}, step=line["step"])
 
     def log_sample(self, step: int, text: str) -> None:
         """One more row of the table of samples."""
-        if self.run:
+        if self.run is not None and self.table is not None:
             self.table.add_data(step, text)
             self.run.log({"samples": self.table})
 
