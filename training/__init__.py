@@ -1,1 +1,19 @@
-"""What `train.py` calls: configuration, optimizer, evaluation, checkpoints and trackers."""
+"""What `train.py` and the programs beside it call, module by module."""
+
+__all__ = [
+    "ablation",
+    "checkpoints",
+    "coding",
+    "config",
+    "evaluation",
+    "files",
+    "heatmap",
+    "loading",
+    "monitor",
+    "optimizer",
+    "parallel",
+    "run_dir",
+    "speed",
+    "summary",
+    "trackers",
+]
