@@ -4,28 +4,30 @@ Any setting can be given as a flag (`--model.depth=6 --train.max_steps=200`); `-
 stopped goes on with `--resume`. All that it writes lies in its run directory.
 """
 
-import sys
 import time
+from functools import partial
 from math import inf, isfinite, log
+from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import nn
-from tqdm import tqdm
 
 from data import batch, offsets, open_corpus
 from data.text import to_text
 from model import HierarchicalTransformer
 from training.checkpoints import RunState, load_checkpoint, newest_whole_checkpoint, save_best_model, save_checkpoint
-from training.config import Config, load_config, user_errors
+from training.command_line import user_errors
+from training.config import Config, load_config
 from training.evaluation import validate
 from training.files import write_text
 from training.monitor import Monitor, Updates
 from training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from training.parallel import build_accelerator, prepare, whole
-from training.run_dir import Diverged, StopSignal, claim_run_dir, run_errors
+from training.progress import Progress
+from training.run_dir import Diverged, StopSignal, check_run_dir, make_run_dir, run_errors
 from training.speed import flops_per_byte
 from training.summary import conclude, human, introduce, model_card
 from training.trackers import Dashboard, MetricsFile
@@ -37,10 +39,13 @@ def main(argv: list[str] | None = None) -> None:
 
     # -- the machine, the data, and a place for what comes out; nothing is written before all of it is known to fit
     with user_errors():
-        accelerator = build_accelerator(config)
+        accelerator, run_dir = build_accelerator(config), Path(config.run_dir)
         with accelerator.main_process_first():
+            if accelerator.is_main_process:
+                check_run_dir(config)
             corpus = open_corpus(config.data, seq_len)
-        run_dir = claim_run_dir(config, accelerator)
+            if accelerator.is_main_process:
+                make_run_dir(config)
 
     with run_errors(run_dir):
         # -- the model and its optimizer, perhaps as a checkpoint left them
@@ -59,19 +64,16 @@ def main(argv: list[str] | None = None) -> None:
             accelerator.print(f"resuming from {checkpoint}")
         dashboard = Dashboard(accelerator, config, state)
         metrics = MetricsFile(run_dir / "metrics.jsonl") if accelerator.is_main_process else None
+        global_batch_size = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
+        progress = Progress(train, state.step, global_batch_size * seq_len, accelerator.is_main_process)
         if checkpoint is None:  # so that there is something to go on from, and a full disk is met now
-            save_checkpoint(accelerator, run_dir, state, train.keep_checkpoints)
+            with progress.clock("checkpoint"):
+                save_checkpoint(accelerator, run_dir, state, train.keep_checkpoints)
+        write = partial(sample, accelerator, model, corpus["valid"], train.seed)
         stop = StopSignal()
 
         # -- the run
-        global_batch_size = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
         pending = []
-        progress = tqdm(
-            total=train.max_steps,
-            initial=state.step,
-            unit="step",
-            disable=not (accelerator.is_main_process and sys.stderr.isatty()),
-        )
         begun, at_end, stopping = time.monotonic() - state.seconds, state.step >= train.max_steps, False
         while not (at_end or stopping):
             log_step = (state.step + 1) % train.log_every == 0
@@ -91,22 +93,23 @@ def main(argv: list[str] | None = None) -> None:
             diverged = state.skipped_in_a_row >= train.max_skipped_steps
             line |= {"seconds": round(state.seconds, 3), "bytes": state.step * global_batch_size * seq_len}
             pending.append(line)
-            progress.update()
+            text = ""
 
-            if log_step:
+            if updates is not None:
                 line["update_ratio"] = updates.ratio()
                 line |= monitor.figures(global_batch_size * seq_len)
             if at_validation and not diverged:
-                state.validation = line["validation_bits_per_byte"] = score = validate(
-                    accelerator, model, corpus["valid"], seq_len, train.batch_size, train.validate_bytes
-                )
-                accelerator.print(f"step {state.step}: validation {score:.4f} bits per byte", flush=True)
+                with progress.clock("validation"):
+                    state.validation = line["validation_bits_per_byte"] = score = validate(
+                        accelerator, model, corpus["valid"], seq_len, train.batch_size, train.validate_bytes
+                    )
+                progress.say(f"step {state.step}: validation {score:.4f} bits per byte")
             if log_step or at_validation or at_sample or at_checkpoint or diverged:
-                if accelerator.is_main_process:
+                if metrics is not None:
                     dashboard.log(metrics.append(pending))
                     bits = line["cross_entropy"] / log(2)
                     speed = f", {human(line['bytes_per_second'])}B/s" if log_step else ""
-                    progress.set_postfix_str(f"loss {line['loss']:.3f}, {bits:.3f} bits/byte{speed}")
+                    text = f", loss {line['loss']:.3f}, {bits:.3f} bits/byte{speed}"
                 pending = []
             if diverged:
                 raise Diverged(f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite")
@@ -114,23 +117,31 @@ def main(argv: list[str] | None = None) -> None:
             if at_validation and state.validation < state.best_bits_per_byte:
                 state.best_bits_per_byte = state.validation
                 card = model_card(config, corpus.source, state.step, state.validation)
-                save_best_model(accelerator, model, card, run_dir)
-                dashboard.log_best_model(run_dir / "model", state.step, state.validation)
+                with progress.clock("validation"):
+                    save_best_model(accelerator, model, card, run_dir)
+                    dashboard.log_best_model(run_dir / "model", state.step, state.validation)
             if at_sample:
-                text = sample(accelerator, model, corpus["valid"], config)
+                with progress.clock("sample"):
+                    written = write(train.sample_length)
                 if accelerator.is_main_process:
-                    write_text(run_dir / "samples" / f"step-{state.step:08d}.txt", text)
-                    dashboard.log_sample(state.step, text)
-                    tqdm.write(f"--- sample at step {state.step} ---\n{text}\n---")
+                    write_text(run_dir / "samples" / f"step-{state.step:08d}.txt", written)
+                    dashboard.log_sample(state.step, written)
+                progress.say(f"--- sample at step {state.step} ---\n{written}\n---")
+            elif "sample" not in progress.took:
+                guess = partial(write, 16, temperature=0.0)  # which a model that goes astray can do as well
+                progress.rehearse("sample", guess, share=16 / max(16, train.sample_length))
             if at_checkpoint:
-                save_checkpoint(accelerator, run_dir, state, train.keep_checkpoints)
+                with progress.clock("checkpoint"):
+                    save_checkpoint(accelerator, run_dir, state, train.keep_checkpoints)
+            progress.advance(text)
         progress.close()
+        state.seconds = time.monotonic() - begun
         accelerator.wait_for_everyone()  # none leaves while another one still talks to it
         accelerator.end_training()
 
     # -- what came of it
     if accelerator.is_main_process:
-        conclude(state, run_dir, train.max_steps)
+        conclude(config, state, global_batch_size * seq_len)
     stop.leave()
 
 
@@ -179,14 +190,18 @@ def train_step(
     return figures if healthy else figures | {"offsets": offsets(len(data), seq_len, **which).tolist()}
 
 
-def sample(accelerator: Accelerator, model: nn.Module, data: np.ndarray, config: Config) -> str:
+def sample(
+    accelerator: Accelerator, model: nn.Module, data: np.ndarray, seed: int, length: int, temperature: float = 1.0
+) -> str:
     """A text that goes on from the first line of a split, behind a bar. Every process calls this, and gets the same."""
     text = data[:4096].tobytes()
     text = text[text.find(b"\n") + 1 :][:64]  # from the beginning of a line, if there is one
     ids = torch.tensor([list(text)], device=accelerator.device)
-    generator = torch.Generator().manual_seed(config.train.seed)
+    generator = torch.Generator().manual_seed(seed)
     with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
-        new = accelerator.unwrap_model(model).generate(ids, config.train.sample_length, min_p=0.05, generator=generator)
+        new = accelerator.unwrap_model(model).generate(
+            ids, length, temperature=temperature, min_p=0.05, generator=generator
+        )
     return to_text(ids[0]) + "│" + to_text(new[0])
 
 

@@ -3,16 +3,18 @@
 import os
 import re
 import sys
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Any, Literal
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import set_parsing_settings
 
 from data.config import DataConfig
-from model.config import ModelConfig
+from model.config import ModelConfig, is_number, require
+from training.command_line import Parser, Reading, fail, files_first, reject, user_errors
+from training.completion import PrintCompletion
+
+__all__ = ["Config", "Parser", "TrainConfig", "WandbConfig", "fail", "load_config", "user_errors"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -69,22 +71,15 @@ class TrainConfig:
     """newest checkpoints that are kept, beside the one with the best validation"""
 
     def __post_init__(self):
-        at_least_one = ("max_steps", "batch_size", "gradient_accumulation_steps", "log_every", "validate_every")
-        at_least_one += ("validate_bytes", "checkpoint_every", "keep_checkpoints", "max_skipped_steps")
-        bounds = dict.fromkeys(at_least_one, 1)
-        bounds |= dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip", "seed"), 0)
-        bounds |= dict.fromkeys(("min_learning_rate", "sample_every", "sample_length"), 0)
-        problems = [
-            f"{name}: got {getattr(self, name)}, allowed: {lowest} or above"
-            for name, lowest in bounds.items()
-            if getattr(self, name) < lowest
-        ]
-        if self.learning_rate <= 0:
-            problems.append(f"learning_rate: got {self.learning_rate}, allowed: above 0")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            problems.append(f"betas: got {list(self.betas)}, allowed: two values from 0 to below 1")
-        if problems:
-            raise ValueError("; ".join(problems))
+        least = dict.fromkeys(("max_steps", "batch_size", "gradient_accumulation_steps", "log_every"), 1)
+        least |= dict.fromkeys(("validate_every", "validate_bytes", "checkpoint_every", "keep_checkpoints"), 1)
+        least |= dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip", "seed", "min_learning_rate"), 0)
+        least |= dict.fromkeys(("sample_every", "sample_length"), 0) | {"max_skipped_steps": 1}
+        checks = {name: (is_number(getattr(self, name), low), f"{low} or above") for name, low in least.items()}
+        checks["learning_rate"] = is_number(self.learning_rate, 0) and self.learning_rate > 0, "above 0"
+        between = all(is_number(beta, 0) and beta < 1 for beta in self.betas)
+        checks["betas"] = between, "two values from 0 to below 1"
+        require(vars(self) | {"betas": list(self.betas)}, **checks)
 
 
 @dataclass(frozen=True)
@@ -122,59 +117,56 @@ class Config:
         return values
 
 
+SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig, "wandb": WandbConfig}
+
+# What cannot be judged while another setting is not known.
+RESTS_ON = {"model.hierarchies": "model.", "model.seq_len": "model.window_sizes", "model.heads": "model.kv_heads"}
+RESTS_ON |= {"data.name": "data."}
+
+
+def build_sections(values: dict[str, Any]) -> tuple[dict, list[str]]:
+    """Sections from settings by their dotted names, and a line for each value that a section refuses."""
+    sections, mistakes = {}, []
+    for name, section in SECTIONS.items():
+        own = {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
+        try:
+            sections[name] = section(**own)
+        except ValueError as error:  # which joins what is wrong
+            mistakes += [f"{name}.{mistake}" for mistake in re.split(r"; (?=\w+: got )", str(error))]
+    return sections, mistakes
+
+
+class RunParser(Parser):
+    """The parser of a run's settings, which are checked beside one another even where some cannot be read."""
+
+    def mistakes(self) -> list[str]:
+        reading = Reading(self)
+        unsure = tuple(RESTS_ON.get(setting, f"{setting}:") for setting, _ in reading.mistakes)
+        refused = [line for line in build_sections(reading.values)[1] if not line.startswith(unsure)]
+        return [line for _, line in reading.mistakes] + refused
+
+
 def load_config(argv: list[str] | None = None) -> Config:
-    """Read `--config FILE` and dotted flags, and check them all; one line ends the program if something is wrong."""
-    argv = sys.argv[1:] if argv is None else argv
-    parser = Parser(prog="train.py", description=Config.__doc__, allow_abbrev=False)
+    """Read `--config FILE` and dotted flags, which count more, and check them all.
+
+    What is wrong ends the program, with exit code 2 and a line for each mistake.
+    """
+    argv = files_first(sys.argv[1:] if argv is None else argv)
+    parser = RunParser(prog="train.py", description=Config.__doc__, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file of any of these settings")
     parser.add_class_arguments(Config, skip={"resume"})
     parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of run_dir")
+    parser.add_argument("--print_completion", action=PrintCompletion, help="print what completes all this in a shell")
     values = parser.parse_args(argv)
-    if values.resume and not values.config and values.run_dir:  # a run remembers its own settings
-        values = parser.parse_args(["--config", str(Path(values.run_dir) / "config.yaml"), *argv])
+    if values.resume and values.run_dir and not values.config:  # a run remembers its own settings
+        known = Path(values.run_dir) / "config.yaml"
+        values = parser.parse_args(["--config", str(known), *argv]) if known.is_file() else values
     if values.run_dir is None:
         values.run_dir = f"runs/{Path(str(values.config[-1])).stem if values.config else 'default'}"
         if "WANDB_SWEEP_ID" in os.environ:  # each run of a sweep has its own
             values.run_dir += f"-{os.environ['WANDB_RUN_ID']}"
 
-    sections, problems = {}, []
-    for name, section in (("model", ModelConfig), ("data", DataConfig), ("train", TrainConfig), ("wandb", WandbConfig)):
-        try:
-            sections[name] = section(**vars(values[name]))
-        except ValueError as error:
-            problems.append(f"{name}: {error}")
-    if problems:
-        fail("; ".join(problems))
+    sections, mistakes = build_sections(vars(values.as_flat()))
+    if mistakes:
+        reject(mistakes)
     return Config(run_dir=values.run_dir, resume=values.resume, **sections)
-
-
-class Parser(ArgumentParser):
-    """An argument parser whose errors are one line on stderr and exit code 2."""
-
-    def error(self, message, ex=None) -> NoReturn:
-        message = " ".join(str(message).split())
-        unknown = re.search(r"(?:unrecognized arguments:|does not accept option|Key) ['\"]?-*([\w.]+)", message)
-        if not unknown:
-            fail(message)
-        name = unknown[1]
-
-        def likeness(setting):
-            return max(SequenceMatcher(None, name, known).ratio() for known in (setting, setting.split(".")[-1]))
-
-        nearest = max((action.dest for action in self._actions), key=likeness)
-        fail(f"{name}: no such setting; the nearest is {nearest}")
-
-
-@contextmanager
-def user_errors():
-    """End the program with one line, not a traceback, for what a user can mend while a run is being set up."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        fail(error)
-
-
-def fail(message: object) -> NoReturn:
-    """End the program: one line on stderr, exit code 2."""
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
-    sys.exit(2)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 import yaml
-from accelerate import Accelerator
 
 from training.checkpoints import newest_whole_checkpoint
+from training.command_line import fail
 from training.config import Config
 from training.files import write_text
 
@@ -23,31 +23,31 @@ FREE_IN_TRAIN |= {"mixed_precision", "tf32", "compile", "activation_checkpointin
 FREE_IN_TRAIN |= {"batch_size", "gradient_accumulation_steps"}  # their product with the processes is what counts
 
 
-def claim_run_dir(config: Config, accelerator: Accelerator) -> Path:
-    """Make the run directory and write config.yaml, or check that what it holds is this run.
+def check_run_dir(config: Config) -> None:
+    """Raise a ValueError when the run directory holds a run and this is no resume, another run, or none to resume."""
+    known = Path(config.run_dir) / "config.yaml"
+    if known.is_file() and not config.resume:
+        raise ValueError(
+            f"run_dir: {config.run_dir} already holds a run; allowed: --resume to go on with it, or another --run_dir"
+        )
+    if config.resume and not known.is_file():
+        raise ValueError(f"run_dir: {config.run_dir} holds no run to resume (no config.yaml)")
+    if config.resume:
+        check_same_run(config.to_dict(), yaml.safe_load(known.read_text()), config.run_dir)
 
-    Raises:
-        ValueError: when it holds a run and this is no resume, holds another run's config, or holds none to resume.
-    """
+
+def make_run_dir(config: Config) -> None:
+    """Make the run directory, with the run's settings; an OSError that names it where that cannot be."""
     run_dir = Path(config.run_dir)
-    known = run_dir / "config.yaml"
-    if accelerator.is_main_process:
-        if known.is_file() and not config.resume:
-            raise ValueError(
-                f"run_dir: {run_dir} already holds a run; allowed: --resume to go on with it, or another --run_dir"
-            )
-        if config.resume and not known.is_file():
-            raise ValueError(f"run_dir: {run_dir} holds no run to resume (no config.yaml)")
-        if config.resume:
-            check_same_run(config.to_dict(), yaml.safe_load(known.read_text()), run_dir)
+    try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         (run_dir / "samples").mkdir(exist_ok=True)
-        write_text(known, yaml.safe_dump(config.to_dict(), sort_keys=False))
-    accelerator.wait_for_everyone()
-    return run_dir
+        write_text(run_dir / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+    except OSError as error:
+        raise OSError(f"run_dir: got {run_dir}, allowed: a folder that can be written ({error})") from error
 
 
-def check_same_run(now: dict, then: dict, run_dir: Path) -> None:
+def check_same_run(now: dict, then: dict, run_dir: str) -> None:
     """Raise a ValueError that names each setting by which two configs are not the same run.
 
     Settings that the earlier one does not know, being older than they are, do not count.
@@ -75,8 +75,7 @@ def run_errors(run_dir: Path) -> Iterator[None]:
     except (OSError, torch.AcceleratorError, torch.OutOfMemoryError, Diverged) as error:
         last = newest_whole_checkpoint(run_dir)
         resume = f"; {last} is whole: go on with --run_dir {run_dir} --resume" if last else ""
-        print(f"error: {' '.join(str(error).split())}{resume}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        fail(f"{error}{resume}", code=1)
 
 
 class StopSignal:

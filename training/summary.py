@@ -1,6 +1,10 @@
 """What a run says of itself: what will run, counted before it runs, how it ended, and the best model's card."""
 
-from math import ceil
+import json
+import shlex
+import sys
+from datetime import timedelta
+from math import ceil, inf
 from pathlib import Path
 
 import torch
@@ -11,6 +15,7 @@ from torch import nn
 from data import Corpus
 from model import Attend, HierarchicalTransformer, ModelConfig
 from training.checkpoints import RunState
+from training.command_line import coloured
 from training.config import Config
 
 
@@ -31,15 +36,25 @@ def introduce(
     print(f"run         {train.max_steps:,} steps of {sequences} × {config.model.seq_len} bytes, in {config.run_dir}")
 
 
-def conclude(state: RunState, run_dir: Path, max_steps: int) -> None:
-    """Say how the run ended, and what to type next."""
-    best = f"best {state.best_bits_per_byte:.4f} bits per byte"
-    print(f"{state.step:,} of {max_steps:,} steps, {state.seconds:.0f} s, {best}")
-    if state.step < max_steps:
-        print(f"go on with   accelerate launch train.py --run_dir {run_dir} --resume")
+def conclude(config: Config, state: RunState, bytes_per_step: int) -> None:
+    """Say how the run ended, over all of its lives, and what to type next."""
+    run_dir, place = Path(config.run_dir), shlex.quote(config.run_dir)
+    step, trained = state.step, state.step * bytes_per_step
+    with (run_dir / "metrics.jsonl").open(encoding="utf-8") as file:
+        validated = [json.loads(line) for line in file if "validation_bits_per_byte" in line]
+    scores = {line["step"]: line["validation_bits_per_byte"] or inf for line in validated}  # null was not finite
+    if scores:
+        best = min(scores, key=scores.get)
+        score = coloured(f"{scores[best]:.4f} bits per byte", 32, sys.stdout)
+        print(f"best        {score} of the validation split, at step {best:,}")
+    print(f"trained     {step:,} of {config.train.max_steps:,} steps, {trained:,} bytes")
+    print(f"time        {timedelta(seconds=round(state.seconds))}, {trained / state.seconds:,.0f} bytes/s")
     if (run_dir / "model").is_dir():
-        print(f'sample with  python generate.py {run_dir} --prompt "The "')
-        print(f"score with   python evaluate.py {run_dir} --split test", flush=True)
+        print(f"model       {run_dir / 'model'}")
+        print(f'sample with python generate.py {place} --prompt "The "')
+        print(f"score with  python evaluate.py {place} --split test")
+    if step < config.train.max_steps:
+        print(f"go on with  accelerate launch train.py --run_dir {place} --resume")
 
 
 def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:

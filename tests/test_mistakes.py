@@ -1,0 +1,200 @@
+"""Mistakes that users make on a command line or in a config: a line for each, exit code 2, no traceback."""
+
+import subprocess
+
+import pytest
+import yaml
+
+import evaluate
+import generate
+import plot
+import train
+from tests.conftest import ROOT
+from tests.runs import LAUNCH
+from training.config import load_config
+
+CONFIG = ["--config", str(ROOT / "configs" / "quickstart.yaml")]
+TEN = [
+    (
+        train,
+        [*CONFIG, "--model.widnow_sizes=[64,null]"],
+        "model.widnow_sizes: no such setting; the nearest is model.win",
+    ),
+    (train, [*CONFIG, "--lr", "3e-4"], "lr: no such setting; the nearest is train.learning_rate"),
+    (train, [*CONFIG, "--train.max_steps=many"], "train.max_steps: got many, allowed: a whole number"),
+    (
+        train,
+        [*CONFIG, "--train.mixed_precision=half"],
+        "train.mixed_precision: got half, allowed: auto, no, bf16 or fp16",
+    ),
+    (
+        train,
+        [*CONFIG, "--model.dim", "128", "256"],
+        "model.dim: got 128 256, allowed: a whole number or a list of them",
+    ),
+    (
+        train,
+        [*CONFIG, "--model.heads=[1,2,3]"],
+        "model.heads: got [1, 2, 3], allowed: at least 1; one for all or one for",
+    ),
+    (
+        train,
+        ["--config", "nowhere.yaml"],
+        "config: got nowhere.yaml, which cannot be read (No such file or directory), all",
+    ),
+    (
+        generate,
+        ["runs/a", "--prompt", "a", "--length", "long"],
+        "length: got long, allowed: a whole number, 0 or above",
+    ),
+    (evaluate, ["runs/a", "--split", "dev"], "split: got dev, allowed: train, valid or test"),
+    (plot, ["runs/a", "--by", "epoch"], "by: got epoch, allowed: step, time"),
+    # and more
+    (train, CONFIG[1:], f"{CONFIG[1]}: belongs to no flag; allowed: --NAME=VALUE, see --help"),
+    (train, [*CONFIG, "--train.max_steps=0"], "train.max_steps: got 0, allowed: 1 or above"),
+    (train, [*CONFIG, "--train.learning_rate=.nan"], "train.learning_rate: got nan, allowed: above 0"),
+    (train, [*CONFIG, "--train.compile"], "train.compile: got nothing, allowed: true or false"),
+    (train, [*CONFIG, "--train.seed=null"], "train.seed: got null, allowed: a whole number"),
+    (train, [*CONFIG, "--train.betas=[0.9]"], "train.betas: got [0.9], allowed: a list of 2, each a number"),
+    (train, [*CONFIG, "--resume=yes"], "resume: got yes, allowed: no value"),
+    (train, [*CONFIG, "--data.name=files"], "data.path: got None, allowed for name=files: a file, folder or glob"),
+    (
+        train,
+        [*CONFIG, "--model.hierarchies=[1,3]"],
+        "model.hierarchies: got [1, 3], allowed: one or more distinct powers",
+    ),
+    (
+        train,
+        [*CONFIG, "--model.window_sizes=[512,null]"],
+        "model.window_sizes: got [512, None], allowed: null, or 0 to",
+    ),
+    (
+        train,
+        [*CONFIG, "--model.hierarchical_stride=[1,8]"],
+        "model.hierarchical_stride: got [1, 8], allowed: a power of",
+    ),
+    (generate, [], "run_dir: got nothing, allowed: a run directory"),
+    (
+        generate,
+        ["runs/a", "--prompt", "a", "--num_samples", "2"],
+        "num_samples: no such setting; the nearest is num-samples",
+    ),
+    (evaluate, ["runs/a", "runs/b"], "runs/b: belongs to no flag"),
+    (plot, ["nowhere"], "run: got nowhere, which is no file, allowed: a run directory"),
+]
+
+
+def complaints(program, arguments: list[str], capsys) -> list[str]:
+    """What a program says on stderr before it ends with exit code 2, line by line, without "error: "."""
+    with pytest.raises(SystemExit) as end:
+        program.main(arguments)
+    said = capsys.readouterr()
+    assert end.value.code == 2 and said.out == ""
+    assert all(line.startswith("error: ") for line in said.err.splitlines()), said.err
+    return [line.removeprefix("error: ") for line in said.err.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"), TEN, ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else ""
+)
+def test_one_mistake_is_one_line(program, arguments, message, capsys):
+    (line,) = complaints(program, arguments, capsys)
+    assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("model:\n  dimm: 8\n", "model.dimm: no such setting; the nearest is model.dim"),
+        ("modle:\n  dim: 8\n", "modle: no such setting; the nearest is model"),
+        ("train: {seed: one}\n", "train.seed: got one, allowed: a whole number"),
+        ("train:\n", "train: got null, which holds no settings, allowed: settings by name, or a YAML file of them"),
+        ("- 1\n", "config: got FILE, which holds no settings, allowed: settings by name, or a YAML file of them"),
+        (
+            "a: [1,\nb: 2\n",
+            'config: got FILE, which is no YAML (while parsing a flow sequence in "FILE", line 1, column 4',
+        ),
+    ],
+)
+def test_a_mistake_in_a_file(text, line, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    (complaint,) = complaints(train, ["--config", str(file)], capsys)
+    assert complaint.startswith(line.replace("FILE", str(file)))
+
+
+def test_all_mistakes_are_told_at_once(tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text("""
+model: {dim: [128, 256], hierarchies: [1, 4], windows: 8, dropout: lots, seq_len: 2}
+data: {name: file, path: mine.txt}
+train: {max_steps: 0, betas: [0.9, 1.0], optimizer: adam}
+""")
+    flags = ["--train.lr=3", "--train.seed=x", "--train.batch_size=0", "--wandb.mode=of"]
+    assert complaints(train, ["--config", str(tmp_path / "mine.yaml"), *flags], capsys) == [
+        "model.windows: no such setting; the nearest is model.window_sizes",
+        "model.dropout: got lots, allowed: a number",
+        "data.name: got file, allowed: enwik8, text8, files, hub or python",
+        "train.optimizer: got adam, allowed: adamw or muon",
+        "train.lr: no such setting; the nearest is train.learning_rate",
+        "train.seed: got x, allowed: a whole number",
+        "wandb.mode: got of, allowed: auto, online, offline or disabled",
+        "model.seq_len: got 2, allowed: at least the largest compression, 4",
+        "train.max_steps: got 0, allowed: 1 or above",
+        "train.batch_size: got 0, allowed: 1 or above",
+        "train.betas: got [0.9, 1.0], allowed: two values from 0 to below 1",
+    ]
+
+
+def test_what_rests_on_a_mistake_is_not_called_one(capsys):
+    rests = ["--model.hierarchies=[1,x]", "--model.dim=[128,256]", "--data.name=file", "--data.head=true"]
+    assert [line.partition(":")[0] for line in complaints(train, rests, capsys)] == ["model.hierarchies", "data.name"]
+    misspelt = ["--model.hierachies=[1,4]", "--model.dim=[128,256]", "--train.seed=-1"]
+    assert [line.partition(":")[0] for line in complaints(train, misspelt, capsys)] == [
+        "model.hierachies",
+        "train.seed",
+    ]
+
+
+def test_a_flag_counts_more_than_a_file_wherever_it_stands():
+    assert load_config(["--train.max_steps=3", *CONFIG, "--train.seed", "4"]).train.max_steps == 3
+    assert load_config([*CONFIG]).train.max_steps == 1000
+
+
+def test_a_printed_config_is_one_to_run(tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        load_config([*CONFIG, "--run_dir=a", "--train.betas=[0.8,0.9]", "--print_config"])
+    assert end.value.code == 0
+    (tmp_path / "mine.yaml").write_text(printed := capsys.readouterr().out)
+    assert yaml.safe_load(printed)["model"]["window_sizes"] == [32, None]
+    assert load_config(["--config", str(tmp_path / "mine.yaml")]) == load_config(
+        [*CONFIG, "--run_dir=a", "--train.betas=[0.8,0.9]"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [
+        ("train.py --model.hier", "--model.hierarchies --model.hierarchical_stride --model.hierarchy_merge_all"),
+        ("accelerate launch --cpu train.py --config configs/qu", "configs/quickstart.yaml"),
+        ("python ./train.py --train.seed = 1 --train.optimizer mu", "muon"),
+        ("python3 train.py --train.mixed_precision =", "auto no bf16 fp16"),  # as bash cuts it
+        ("python eval", ""),
+    ],
+)
+def test_a_shell_completes_settings(words, completed, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        load_config(["--print_completion", "bash"])
+    assert not end.value.code
+    script = f"""{capsys.readouterr().out}
+        COMP_WORDS=({words}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+        function=$(complete -p ${{COMP_WORDS[0]}} | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+        $function; echo "${{COMPREPLY[*]}}"
+    """
+    done = subprocess.run(["bash", "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == completed, done.stderr
+
+
+def test_a_launcher_that_is_told_to_be_quiet_adds_no_traceback(command):
+    done = command("train.py", *CONFIG, "--train.seed=-1", launcher=(*LAUNCH, "--quiet"))
+    assert done.returncode == 1 and "Traceback" not in done.stderr  # the launcher's own exit code
+    assert done.stderr.splitlines()[-1] == "error: train.seed: got -1, allowed: 0 or above"

@@ -1,0 +1,86 @@
+"""What a run shows of itself while it goes on: on a terminal, and elsewhere."""
+
+import os
+import subprocess
+import sys
+import termios
+import time
+
+import pytest
+
+from tests.conftest import ROOT
+from training.command_line import coloured
+from training.config import TrainConfig
+from training.progress import Progress
+
+
+def test_what_is_left_counts_all_that_is_to_come():
+    config = TrainConfig(max_steps=100, validate_every=30, sample_every=0, checkpoint_every=50, validate_bytes=3000)
+    progress = Progress(config, 40, bytes_per_step=500, shown=False)
+    progress.steps.extend([1.0, 3.0])
+    assert progress.left() == pytest.approx(60 * 2 + 3 * 2 * 3000 / 500 / 3)  # no validation yet: a third of training
+    progress.took = {"validation": 7.0, "sample": 11.0, "checkpoint": 13.0}  # at 60, 90 and 100; at 100; at 50 and 100
+    assert progress.left() == pytest.approx(60 * 2 + 3 * 7 + 11 + 2 * 13)
+    progress.step = 100
+    assert progress.left() == 0
+
+
+def test_a_step_is_what_lies_between_all_else(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+
+    def wait(seconds: float) -> None:
+        now[0] += seconds
+
+    progress = Progress(TrainConfig(max_steps=9, sample_every=0), 5, bytes_per_step=10**9, shown=False)
+    with progress.clock("checkpoint"):
+        wait(7)
+    wait(100)  # the first step wakes all libraries
+    progress.rehearse("sample", lambda: wait(3), share=0.1)
+    progress.advance()
+    assert list(progress.steps) == [100] and progress.took == {"checkpoint": 7, "sample": 30}
+    for seconds in (2, 4):
+        for part in (5, 6):  # two parts of one validation
+            with progress.clock("validation"):
+                wait(part)
+        wait(seconds)
+        progress.advance()
+    assert list(progress.steps) == [2, 4] and progress.took["validation"] == 11
+    assert progress.left() == 1 * 3 + 7 + 30 + 11
+
+
+def test_a_terminal_shows_what_is_left_and_a_file_plain_lines(workplace, command):
+    options = ["train.py", "--config", str(workplace / "tiny.yaml"), "--train.max_steps=4", "--run_dir"]
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (40, 120))
+    line = [sys.executable, *options, str(workplace / "terminal")]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=end, stderr=end, stdin=subprocess.DEVNULL)
+    os.close(end)
+    shown = ""
+    while chunk := read(terminal):
+        shown += chunk
+    assert process.wait() == 0
+    assert " 4/4 steps, " in shown and "00:00 left, loss " in shown and "\033[1;32m" in shown
+
+    done = command(*options, workplace / "plain")
+    assert done.stderr == "" and "\033" not in done.stdout and "left" not in done.stdout
+    assert "step 4: validation " in done.stdout and "--- sample at step 4 ---" in done.stdout
+
+
+def read(terminal: int) -> str:
+    """What a terminal shows next; nothing when all that wrote to it have gone."""
+    try:
+        return os.read(terminal, 65536).decode(errors="replace")
+    except OSError:  # how Linux says so
+        return ""
+
+
+def test_colours_are_for_terminals_that_want_them(monkeypatch, tmp_path):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal, end = os.openpty()
+    with open(end, "w") as screen, open(tmp_path / "file", "w") as file:
+        assert coloured("error:", 31, screen) == "\033[1;31merror:\033[0m"
+        assert coloured("error:", 31, file) == "error:"
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert coloured("error:", 31, screen) == "error:"
+    os.close(terminal)
