@@ -21,8 +21,10 @@ MAY_IMPORT = {
 }
 FILES = {part: sorted((ROOT / part).rglob("*.py")) for part in MAY_IMPORT} | {"programs": sorted(ROOT.glob("*.py"))}
 OURS = {*MAY_IMPORT, "tests", *(path.stem for path in FILES["programs"])}
-# What training takes from inside the model: to compile and shard it by class, and to leave a level out of it.
+# What training takes from inside the model: to compile and shard it by class, to leave a level out of it, and to check
+# its own settings in the same way.
 INNER = {("model.block", "Block"), ("model.levels", "Merge"), ("model.levels", "align")}
+INNER |= {("model.config", "is_number"), ("model.config", "require")}
 
 
 class Import(NamedTuple):
