@@ -44,7 +44,7 @@ def conclude(config: Config, state: RunState, bytes_per_step: int) -> None:
         validated = [json.loads(line) for line in file if "validation_bits_per_byte" in line]
     scores = {line["step"]: line["validation_bits_per_byte"] or inf for line in validated}  # null was not finite
     if scores:
-        best = min(scores, key=scores.get)
+        best = min(scores, key=lambda step: scores[step])
         score = coloured(f"{scores[best]:.4f} bits per byte", 32, sys.stdout)
         print(f"best        {score} of the validation split, at step {best:,}")
     print(f"trained     {step:,} of {config.train.max_steps:,} steps, {trained:,} bytes")
