@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         "bits_per_byte": round(bits_per_byte(nats, len(data)), 10),
         "bytes": len(data),
         **source,
-        "sha256": hashlib.sha256(data).hexdigest(),
+        "sha256": hashlib.sha256(data.data).hexdigest(),
         "seq_len": model.config.seq_len,
         "context": context,
         "stride": stride,

@@ -7,7 +7,6 @@ stopped goes on with `--resume`. All that it writes lies in its run directory.
 import time
 from functools import partial
 from math import inf, isfinite, log
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # -- the machine, the data, and a place for what comes out; nothing is written before all of it is known to fit
     with user_errors():
-        accelerator, run_dir = build_accelerator(config), Path(config.run_dir)
+        accelerator, run_dir = build_accelerator(config), config.folder
         with accelerator.main_process_first():
             if accelerator.is_main_process:
                 check_run_dir(config)

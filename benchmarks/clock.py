@@ -51,6 +51,7 @@ def speeds(entries: dict[str, Entry], tokens: int, precision: str, threads: int,
         measured, steps = {}, {}
         for key, entry in timed.items():
             n, contender = entry.model["seq_len"], entry.build()
+            assert contender is not None  # what is not installed is not raced
             if key in new:
                 check_causality(new[key], noisy(entry.build()), n)
             flops = count_flops(contender, n)

@@ -179,4 +179,5 @@ def attention_backward_flops(
     return 2 * attention_flops(q, k, v, dropout_p, is_causal, attn_mask=attn_mask)
 
 
-attention_flops._get_raw = attention_backward_flops._get_raw = True  # the counter hands over tensors, not shapes
+for formula in (attention_flops, attention_backward_flops):
+    setattr(formula, "_get_raw", True)  # noqa: B010, of a function: the counter hands over tensors, not shapes

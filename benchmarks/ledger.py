@@ -30,7 +30,7 @@ def run_all(trials: list[tuple[str, Trial]], data: DataConfig, folder: Path, job
     # Forked from a process that has the libraries loaded and nothing else; what Metal needs does not survive a fork.
     context = multiprocessing.get_context("spawn" if sys.platform == "darwin" else "forkserver")
     context.set_forkserver_preload(["benchmarks.ledger"])
-    running = {}
+    running: dict = {}
     try:
         while missing or running:
             while missing and len(running) < jobs:

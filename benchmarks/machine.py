@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -87,9 +87,9 @@ def import_seconds(arguments: list[str]) -> dict[str, float]:
     run = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments], cwd=REPO, capture_output=True, text=True, check=True
     )
-    packages = Counter()
+    packages: dict[str, float] = defaultdict(float)
     for line in run.stderr.splitlines():
         if line.startswith("import time:") and "self [us]" not in line:
             own, _, name = line.removeprefix("import time:").split("|")
             packages[name.strip().split(".")[0]] += int(own) / 1e6
-    return dict(packages.most_common())
+    return dict(sorted(packages.items(), key=lambda item: -item[1]))

@@ -103,10 +103,10 @@ def sweep(race: Race, args) -> dict[str, tuple[str, float]]:
             for contender, size, rate in sorted(tried)
         }
         lines = race.run([(one[:2], trial) for one, trial in trials.items()])
-        scores = {one: score_of(lines[trial.key]["validation"]) for one, trial in trials.items()}
+        scores: dict = {one: score_of(lines[trial.key]["validation"]) for one, trial in trials.items()}
         best, edges = {}, set()
         for contender in dict.fromkeys(contender for contender, _ in race.entries):
-            _, size, rate = min((one for one in tried if one[0] == contender), key=scores.get)
+            _, size, rate = min((one for one in tried if one[0] == contender), key=scores.__getitem__)
             best[contender] = size, rate
             rates = [other for *one, other in tried if one == [contender, size]]
             edges |= {(contender, size, 2 * rate)} if rate == max(rates) else set()

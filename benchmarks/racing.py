@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
@@ -39,7 +40,7 @@ class Race:
         ValueError: when flags do not fit, or an entry is not causal.
     """
 
-    def __init__(self, args, entries: dict[tuple[str, ...], Entry]):
+    def __init__(self, args, entries: dict[Any, Entry]):
         self.args, self.folder = args, Path(args.out)
         try:
             self.data = DataConfig(**vars(args.data))
@@ -72,7 +73,7 @@ class Race:
 
     def run(self, trials: list[tuple[tuple[str, ...], Trial]]) -> dict[str, dict]:
         """What came of trials, by key."""
-        jobs = self.args.jobs or (os.cpu_count() if best_device() == "cpu" else 1)
+        jobs = self.args.jobs or (os.cpu_count() or 1 if best_device() == "cpu" else 1)
         return run_all([(", ".join(names), trial) for names, trial in trials], self.data, self.folder, jobs)
 
     def circumstances(self) -> dict:

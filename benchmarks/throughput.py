@@ -15,17 +15,17 @@ import torch
 import yaml
 
 from benchmarks import contenders, machine
-from benchmarks.contenders import Contender, count_flops, count_parameters, random_ids, training_step
+from benchmarks.contenders import count_flops, count_parameters, random_ids, training_step
 from benchmarks.memory import step_memory
 from benchmarks.timing import median, spread, table, take_turns
 from data import DataConfig, open_corpus
 from training.parallel import wrap_blocks
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
-FLAT = {"num_tokens": 256, "dim": 256, "depth": 6, "dim_head": 64, "heads": 4}
+FLAT: dict = {"num_tokens": 256, "dim": 256, "depth": 6, "dim_head": 64, "heads": 4}
 TWO_LEVELS = {"ff_mult": (2, 4), "hierarchies": (1, 4), "hierarchical_stride": (1, 4)}  # as the presets have them
 # The reference's default architecture, of which it must be told the windows, and we what it has built in.
-STEP = FLAT | {"depth": 4, "seq_len": 512, "hierarchies": (1, 2), "hierarchical_stride": 1, "window_sizes": (32, 64)}
+STEP: dict = dict(FLAT, depth=4, seq_len=512, hierarchies=(1, 2), hierarchical_stride=1, window_sizes=(32, 64))
 UPSTREAM = STEP | {"dim": 1024, "depth": 8, "heads": 8, "seq_len": 2048}  # of its train.py, without the other losses
 BUILT_IN = {"compress_mult": 4}
 COMPILED = ", compiled"  # ends the names of contenders that are
@@ -36,14 +36,15 @@ def preset(name: str) -> dict:
     return yaml.safe_load((machine.REPO / "configs" / f"{name}.yaml").read_text())["model"]
 
 
-def race(entries: dict[str, tuple[Contender | None, int, int]], args) -> dict:
-    """Steps of contenders, each on its own (batch, length), in turns with products that measure the machine's peak.
+def race(entries: dict[str, tuple], args) -> dict:
+    """Steps of (contender or None, batch, length) in turns with products that measure the machine's peak.
 
     Returns by "name, precision": bytes a second, their spread, FLOPs a byte, and the share of the peak of this race.
     """
     entries = {name: entry for name, entry in entries.items() if entry[0] is not None}
     peaks = {precision: machine.Peak(PRECISIONS[precision], args.device) for precision in args.precisions}
-    steps, flops = {("peak", precision): peak.measure for precision, peak in peaks.items()}, {}
+    steps: dict = {("peak", precision): peak.measure for precision, peak in peaks.items()}
+    flops = {}
     for name, (contender, batch, n) in entries.items():
         flops[name] = count_flops(contender, n)
         contender.to(args.device).train()
@@ -243,7 +244,7 @@ def startup(args) -> dict:
     for name, launcher in launchers.items():
         seconds[f"{name}, first step"] = [machine.first_step_seconds(launcher) for _ in range(args.rounds)]
     print(table([{"command": name, "seconds": f"{median(times):.2f}"} for name, times in seconds.items()]))
-    results = {name: median(times) for name, times in seconds.items()}
+    results: dict = {name: median(times) for name, times in seconds.items()}
     for name, arguments in {"train.py --help": ["train.py", "--help"], "a run": ["-c", "import train"]}.items():
         costs = list(machine.import_seconds(arguments).items())[:8]
         print(f"imports of {name}: " + ", ".join(f"{package} {cost:.2f} s" for package, cost in costs))

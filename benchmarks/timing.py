@@ -2,12 +2,13 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 
-def take_turns(contenders: dict[str, Callable[[], object]], rounds: int, warmup: int = 1) -> dict[str, list[float]]:
+def take_turns(contenders: Mapping[Any, Callable[..., object]], rounds: int, warmup: int = 1) -> dict[Any, list[float]]:
     """Seconds of each call: every contender runs once a round, so that a slow moment meets all of them."""
     seconds = {name: [] for name in contenders}
     for turn in range(warmup + rounds):
@@ -21,12 +22,12 @@ def take_turns(contenders: dict[str, Callable[[], object]], rounds: int, warmup:
     return seconds
 
 
-def median(values: list[float]) -> float:
+def median(values: Sequence[float]) -> float:
     """The middle one."""
     return statistics.median(values)
 
 
-def spread(values: list[float]) -> float:
+def spread(values: Sequence[float]) -> float:
     """Half the distance from the fastest to the slowest, as a share of the median."""
     return (max(values) - min(values)) / 2 / median(values)
 

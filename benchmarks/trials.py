@@ -94,9 +94,11 @@ def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
     torch.set_num_threads(1)
     corpus, config, seq_len = open_corpus(data), trial.schedule(), trial.entry.model["seq_len"]
     torch.manual_seed(trial.seed)
-    contender = trial.entry.build().to(device)
+    contender = trial.entry.build()
+    assert contender is not None  # what is not installed is not raced
+    contender.to(device)
     optimizer = build_optimizer(contender.model, config)
-    state = {"step": 0, "curve": [], "scored": (0, FIRST_BYTE), "seconds": 0.0}
+    state: dict = {"step": 0, "curve": [], "scored": (0, FIRST_BYTE), "seconds": 0.0}
     if path.exists():
         state |= torch.load(path, map_location=device)
         contender.load_state_dict(state.pop("model"))
@@ -107,7 +109,8 @@ def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
     def keep(now: bool = False) -> None:
         """Save the state, if it is time to."""
         nonlocal saved
-        if not parent_process().is_alive():
+        parent = parent_process()
+        if parent is None or not parent.is_alive():
             os._exit(1)  # nobody waits for the result
         if now or time.monotonic() - saved > SAVE_SECONDS:
             saved, state["seconds"] = time.monotonic(), time.monotonic() - begun
@@ -115,7 +118,7 @@ def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
 
     points, validation = (POINTS, POINT_BYTES) if trial.final else (1, END_BYTES)
     validated = {-(-point * trial.steps // points) for point in range(1, points + 1)}
-    which = {"seed": trial.seed, "global_batch_size": trial.batch_size}
+    which: dict = {"seed": trial.seed, "global_batch_size": trial.batch_size}
     while state["step"] < trial.steps:
         step = state["step"]
         torch.manual_seed((trial.seed << 32) + step)  # dropout depends on the step alone, as the batch does

@@ -35,17 +35,17 @@ class Attend(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         queries, keys = q.shape[-2], k.shape[-2]
+        past, window = keys - queries, min(self.window_size or keys, keys)
         kernel = self.kernel(queries, keys, q.shape[-1], q.device.type)
         if kernel == "flex":
             from model.flex import compiled, flex_attention, window_blocks  # takes a second
 
-            return compiled(flex_attention)(q, k, v, window_blocks(keys, self.window_size, q.device), mask)
+            return compiled(flex_attention)(q, k, v, window_blocks(keys, window, q.device), mask)
         if kernel == "block-local":
-            return block_local_attention(q, k, v, self.window_size, mask)
+            return block_local_attention(q, k, v, window, mask)
         if kernel == "sdpa" and self.causal and 1 < queries == keys and mask is None:
             return sdpa(q, k, v, is_causal=True)
         visible = None if mask is None else rearrange(mask, "b j -> b 1 1 j")
-        past, window = keys - queries, min(self.window_size or keys, keys)
         if self.causal and (queries > 1 or window < keys):  # a single query, the last, sees every key
             seen = torch.ones(queries, keys, dtype=torch.bool, device=q.device).tril(past).triu(past - window + 1)
             visible = seen if visible is None else visible & seen

@@ -1,5 +1,6 @@
 """Windows through flex attention (arXiv 2412.05496), which skips the blocks of keys that a window does not reach."""
 
+from collections.abc import Callable
 from functools import cache, lru_cache
 from math import ceil
 
@@ -8,7 +9,7 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn.attention import flex_attention as flex
 
-compiled = cache(torch.compile)  # once for each function
+compiled: Callable[[Callable], Callable] = cache(torch.compile)  # once for each function
 
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, blocks: flex.BlockMask, mask: Tensor | None) -> Tensor:

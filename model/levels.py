@@ -87,14 +87,14 @@ class Merge(nn.Module):
 
     def forward(self, tokens: dict[int, Tensor], n: int, cache: Cache | None = None) -> dict[int, Tensor]:
         gains, weights = self.norm.weight.split(self.dims), self.to_hidden.weight.split(self.dims, dim=1)
-        hidden = square = 0
+        hidden = square = gains[0].new_zeros(())
         for i, stride in enumerate(self.strides):
             rate = max(stride, self.stride)
-            if i in tokens:
+            if cache and i not in tokens:  # its stride does not come round
+                part = cache[self, i]
+            else:
                 t = align(tokens[i], stride, rate, n)
                 part = F.linear(t * gains[i], weights[i]), t.float().square().sum(dim=-1, keepdim=True)
-            else:  # its stride does not come round
-                part = cache[self, i]
             if cache is not None:
                 cache[self, i] = tuple(p[:, -1:] for p in part)
             hidden, square = (w + align(p, rate, self.stride, n) for w, p in zip((hidden, square), part, strict=True))

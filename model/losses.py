@@ -66,7 +66,7 @@ class NextLatent(nn.Module):
         behind = F.pad(x.detach(), (0, 0, c - 1, 0)).unfold(1, c, self.level.stride)
         exist = (chunks(ids, self.level, ahead=False) >= 0).sum(dim=-1, keepdim=True)
         summaries = self.summarize(behind.sum(dim=-1) / exist)
-        latent, loss, erred = embeds[:, :outputs], 0, embeds.new_zeros(())
+        latent, loss, erred = embeds[:, :outputs], embeds.new_zeros(()), embeds.new_zeros(())
         for step in range(1, self.rollouts + 1):
             ahead = slice(step, step + outputs)
             latent = latent + self.to_out(self.hidden(torch.cat((latent, summaries[:, ahead]), dim=-1)))

@@ -36,7 +36,7 @@ class Level(nn.Module):
         first, count = cache.length // self.stride if cache else 0, tokens.shape[1]
         positions, middle = torch.arange(first, first + count, device=x.device), (first + count // 2) // self.chains
         origin = cache.setdefault(self, middle) if cache is not None else middle
-        if self.rotary.xpos and middle - origin > 8 * XPOS_SCALE_BASE:  # far enough, before scales overflow
+        if cache is not None and self.rotary.xpos and middle - origin > 8 * XPOS_SCALE_BASE:  # before scales overflow
             fade = self.rotary.scale ** ((middle - origin) / XPOS_SCALE_BASE)
             for block in self.blocks.values():
                 if block.attn is not None:
@@ -91,10 +91,10 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
         """
         if return_loss:
             ids, labels = ids[:, :-1], ids[:, 1:]
-        n, embeds, logits = ids.shape[1], self.embed(ids, cache), 0
+        n, embeds, logits = ids.shape[1], self.embed(ids, cache), ids.new_zeros(())
         weights = self.to_logits.weight.split([self.dims[i] for i in self.heads], dim=1)
         for i, weight in zip(self.heads, weights, strict=True):  # each at its level's own rate
-            part = F.linear(embeds[str(i)], weight) if str(i) in embeds else cache[self.to_logits, i]
+            part = cache[self.to_logits, i] if cache and str(i) not in embeds else F.linear(embeds[str(i)], weight)
             if cache is not None:
                 cache[self.to_logits, i] = part[:, -1:]
             logits = logits + align(part, self.levels[i].stride, 1, n)

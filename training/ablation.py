@@ -1,6 +1,6 @@
 """What each level adds to a model's predictions, found by leaving the level out."""
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ def levels_to_leave_out(model: HierarchicalTransformer) -> list[int]:
 
 
 @contextmanager
-def averaging(model: HierarchicalTransformer) -> Iterator[dict[nn.Module, Tensor]]:
+def averaging(model: HierarchicalTransformer) -> Generator[dict[nn.Module, Tensor]]:
     """Of the passes within, what the model's parts said on average over all positions, filled in at the end.
 
     For each merge the mean of its normed concatenation (sum of dims), for each predicting level's last norm that of its
@@ -46,7 +46,7 @@ def averaging(model: HierarchicalTransformer) -> Iterator[dict[nn.Module, Tensor
 
 
 @contextmanager
-def without(model: HierarchicalTransformer, i: int, means: dict[nn.Module, Tensor]) -> Iterator[None]:
+def without(model: HierarchicalTransformer, i: int, means: dict[nn.Module, Tensor]) -> Generator[None]:
     """Within, level i says the same at every position, to every merge and to the logits: its mean, from `averaging`.
 
     Neither its tokens nor zeros in their place: a merge divides all levels by their common root mean square, so that

@@ -109,6 +109,12 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 
+    @property
+    def folder(self) -> Path:
+        """The run directory, which `load_config` has given a name."""
+        assert self.run_dir is not None
+        return Path(self.run_dir)
+
     def to_dict(self) -> dict:
         """Plain values, every default filled in, as `--config` reads them; without `resume`, which is no setting."""
         values = asdict(self) | {"model": self.model.to_dict()}

@@ -3,7 +3,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 import torch
@@ -39,7 +39,7 @@ class Monitor:
         return keep
 
     @contextmanager
-    def clock(self, what: str) -> Iterator[None]:
+    def clock(self, what: str) -> Generator[None]:
         """Time spent inside is that of a "step", or, within one, of its "data"."""
         begun = time.perf_counter()
         yield

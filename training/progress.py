@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from statistics import fmean
 
@@ -37,7 +37,7 @@ class Progress:
         self.begin, self.since, self.text = step, time.perf_counter(), ""
 
     @contextmanager
-    def clock(self, what: str) -> Iterator[None]:
+    def clock(self, what: str) -> Generator[None]:
         """Time spent inside is that of a validation, sample or checkpoint, and not of a step."""
         begun = time.perf_counter()
         yield

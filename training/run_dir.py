@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,7 +25,7 @@ FREE_IN_TRAIN |= {"batch_size", "gradient_accumulation_steps"}  # their product 
 
 def check_run_dir(config: Config) -> None:
     """Raise a ValueError when the run directory holds a run and this is no resume, another run, or none to resume."""
-    known = Path(config.run_dir) / "config.yaml"
+    known = config.folder / "config.yaml"
     if known.is_file() and not config.resume:
         raise ValueError(
             f"run_dir: {config.run_dir} already holds a run; allowed: --resume to go on with it, or another --run_dir"
@@ -33,12 +33,12 @@ def check_run_dir(config: Config) -> None:
     if config.resume and not known.is_file():
         raise ValueError(f"run_dir: {config.run_dir} holds no run to resume (no config.yaml)")
     if config.resume:
-        check_same_run(config.to_dict(), yaml.safe_load(known.read_text()), config.run_dir)
+        check_same_run(config.to_dict(), yaml.safe_load(known.read_text()), config.folder)
 
 
 def make_run_dir(config: Config) -> None:
     """Make the run directory, with the run's settings; an OSError that names it where that cannot be."""
-    run_dir = Path(config.run_dir)
+    run_dir = config.folder
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         (run_dir / "samples").mkdir(exist_ok=True)
@@ -47,7 +47,7 @@ def make_run_dir(config: Config) -> None:
         raise OSError(f"run_dir: got {run_dir}, allowed: a folder that can be written ({error})") from error
 
 
-def check_same_run(now: dict, then: dict, run_dir: str) -> None:
+def check_same_run(now: dict, then: dict, run_dir: Path) -> None:
     """Raise a ValueError that names each setting by which two configs are not the same run.
 
     Settings that the earlier one does not know, being older than they are, do not count.
@@ -68,7 +68,7 @@ class Diverged(Exception):
 
 
 @contextmanager
-def run_errors(run_dir: Path) -> Iterator[None]:
+def run_errors(run_dir: Path) -> Generator[None]:
     """End with one line that says how to go on, and exit code 1, when a disk, a GPU or the numbers fail a run."""
     try:
         yield

@@ -5,7 +5,6 @@ import shlex
 import sys
 from datetime import timedelta
 from math import ceil, inf
-from pathlib import Path
 
 import torch
 import yaml
@@ -38,7 +37,7 @@ def introduce(
 
 def conclude(config: Config, state: RunState, bytes_per_step: int) -> None:
     """Say how the run ended, over all of its lives, and what to type next."""
-    run_dir, place = Path(config.run_dir), shlex.quote(config.run_dir)
+    run_dir, place = config.folder, shlex.quote(str(config.folder))
     step, trained = state.step, state.step * bytes_per_step
     with (run_dir / "metrics.jsonl").open(encoding="utf-8") as file:
         validated = [json.loads(line) for line in file if "validation_bits_per_byte" in line]

@@ -51,7 +51,7 @@ class Dashboard:
         self.run, self.table, self.log_model = None, None, config.wandb.log_model
         if config.wandb.mode == "disabled":
             return
-        run_dir = Path(config.run_dir)
+        run_dir = config.folder
         mode = wandb_mode(config) if accelerator.is_main_process else "disabled"
         options = {"mode": mode, "dir": str(run_dir), "name": config.wandb.name or run_dir.name}
         if state.tracker_id:
