@@ -22,7 +22,8 @@ from jsonargparse.typing import PositiveInt
 from data import DataConfig, open_corpus, scoring_windows
 from model import HierarchicalTransformer
 from training.coding import decode, encode
-from training.config import Config, Parser, TrainConfig, WandbConfig, user_errors
+from training.command_line import Parser, user_errors
+from training.config import Config, TrainConfig, WandbConfig
 from training.evaluation import bits_per_byte, total_nats
 from training.loading import lay_out_for_decoding, load_model
 from training.parallel import build_accelerator

@@ -15,7 +15,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from data.text import show, to_ids, to_text
 from model import HierarchicalTransformer
-from training.config import Parser, fail, user_errors
+from training.command_line import Parser, fail, user_errors
 from training.heatmap import byte_bits, write_heatmap
 from training.loading import best_device, lay_out_for_decoding, load_model
 

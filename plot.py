@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from training.config import Parser, user_errors
+from training.command_line import Parser, user_errors
 from training.files import replace
 
 # The palette of Okabe and Ito, made for the colour-blind, with a grey for its yellow, which is faint on white.

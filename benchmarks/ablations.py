@@ -14,7 +14,8 @@ from benchmarks.race import SAME, TWO, score_of, shrunk
 from benchmarks.racing import Race, racing_parser
 from benchmarks.timing import table
 from benchmarks.trials import Entry
-from training.config import TrainConfig, user_errors
+from training.command_line import user_errors
+from training.config import TrainConfig
 
 BASE = SAME | TWO
 CHANGES = [  # arguments of the model, or fields of TrainConfig

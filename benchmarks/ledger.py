@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.trials import Trial, run_trial
 from data import DataConfig
-from training.config import user_errors
+from training.command_line import user_errors
 
 
 def run_all(trials: list[tuple[str, Trial]], data: DataConfig, folder: Path, jobs: int) -> dict[str, dict]:

@@ -20,7 +20,7 @@ from benchmarks.race_plot import mean_curve, plot
 from benchmarks.racing import Race, racing_parser
 from benchmarks.timing import table
 from benchmarks.trials import Entry
-from training.config import user_errors
+from training.command_line import user_errors
 
 SAME = {"num_tokens": 256, "seq_len": 512, "dim_head": 64}
 LEVELS = {"hierarchies": (1, 4), "window_sizes": (64, None), "ff_mult": (2, 4)}

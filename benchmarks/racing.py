@@ -11,7 +11,7 @@ from benchmarks.clock import speeds
 from benchmarks.ledger import run_all
 from benchmarks.trials import Entry, Trial
 from data import DataConfig, open_corpus
-from training.config import Parser
+from training.command_line import Parser
 from training.loading import best_device
 
 PRECISIONS = ("float32", "bf16")

@@ -11,10 +11,8 @@ from jsonargparse import set_parsing_settings
 
 from data.config import DataConfig
 from model.config import ModelConfig, is_number, require
-from training.command_line import Parser, Reading, fail, files_first, reject, user_errors
+from training.command_line import Parser, Reading, files_first, reject
 from training.completion import PrintCompletion
-
-__all__ = ["Config", "Parser", "TrainConfig", "WandbConfig", "fail", "load_config", "user_errors"]
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
