@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model import HierarchicalTransformer
 from model.levels import align
+from tests.training.models import build
 from training.ablation import averaging, levels_to_leave_out, without
 
 SHAPES = {
@@ -18,15 +19,6 @@ SHAPES = {
     "predicted from all": {"hierarchies": (1, 4), "dim": (16, 24), "predict_use_all_hierarchy": True},
 }
 IDS = torch.randint(256, (3, 30), generator=torch.Generator().manual_seed(1))
-
-
-def build(**shape) -> HierarchicalTransformer:
-    """A model of which every part says something, as one that was trained."""
-    torch.manual_seed(0)
-    model = HierarchicalTransformer(depth=2, seq_len=32, dim_head=8, heads=2, **shape).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
 
 
 def on_paper(model: HierarchicalTransformer, means: dict, replaced: int | None) -> Tensor:
@@ -62,7 +54,7 @@ def on_paper(model: HierarchicalTransformer, means: dict, replaced: int | None) 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @torch.no_grad()
 def test_a_level_that_is_left_out_says_its_mean(shape):
-    model, expected_means = build(**shape), {}
+    model, expected_means = build(depth=2, **shape), {}
     before, whole = {name: p.clone() for name, p in model.state_dict().items()}, model(IDS)
     torch.testing.assert_close(on_paper(model, expected_means, None), whole, atol=1e-4, rtol=1e-4)
     with averaging(model) as means:
@@ -86,7 +78,7 @@ def test_a_level_that_is_left_out_says_its_mean(shape):
 
 @torch.no_grad()
 def test_a_level_that_nothing_listens_to_adds_exactly_nothing():
-    model = build(hierarchies=(1, 4), dim=(16, 24))
+    model = build(depth=2, hierarchies=(1, 4), dim=(16, 24))
     for merge in model.merges:
         merge.to_hidden.weight[:, 16:] = 0
     whole = model(IDS)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import generate
-from model import HierarchicalTransformer
+from tests.training.models import build
 from training.ablation import averaging, without
 from training.heatmap import LONGEST, characters, write_heatmap
 
@@ -43,14 +43,6 @@ class Page(HTMLParser):
             self.text = data
 
 
-def build(**shape) -> HierarchicalTransformer:
-    torch.manual_seed(0)
-    model = HierarchicalTransformer(depth=1, seq_len=32, dim_head=8, heads=2, **shape).eval()
-    for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return model
-
-
 @pytest.fixture
 def page(tmp_path):
     def write(model, text: bytes) -> Page:
@@ -61,7 +53,7 @@ def page(tmp_path):
 
 
 def test_the_page_has_every_byte_and_needs_nothing_else(page):
-    written = page(build(hierarchies=(1, 4), dim=(16, 24)), ODD)
+    written = page(build(depth=1, hierarchies=(1, 4), dim=(16, 24)), ODD)
     data = written.data
     assert bytes(data["bytes"]) == ODD
     assert sum(data["sizes"]) == len(ODD) and len(data["sizes"]) == len(data["glyphs"])
@@ -94,7 +86,7 @@ def test_every_character_can_be_seen(text, shown):
 
 @torch.no_grad()
 def test_costs_predictions_and_gains_are_the_models(page):
-    model, ids = build(hierarchies=(1, 4), dim=(16, 24)), torch.tensor([list(ODD)])
+    model, ids = build(depth=1, hierarchies=(1, 4), dim=(16, 24)), torch.tensor([list(ODD)])
     data = page(model, ODD).data
     expected, logits = [8.0], []
     for at in range(1, len(ODD)):  # byte after byte, each from the first window that reaches it, 16 bytes apart
@@ -110,7 +102,7 @@ def test_costs_predictions_and_gains_are_the_models(page):
 
 @torch.no_grad()
 def test_a_level_adds_what_its_absence_costs(page):
-    model, ids = build(hierarchies=(4, 1, 2), dim=(24, 16, 12)), torch.tensor([list(ODD[:30])])  # one window
+    model, ids = build(depth=1, hierarchies=(4, 1, 2), dim=(24, 16, 12)), torch.tensor([list(ODD[:30])])  # one window
 
     def bits() -> np.ndarray:
         nats = torch.nn.functional.cross_entropy(model(ids[:, :-1])[0], ids[0, 1:], reduction="none")
@@ -129,9 +121,9 @@ def test_a_level_adds_what_its_absence_costs(page):
 
 
 def test_one_level_has_no_gains_and_where_all_predict_all_have(page):
-    flat = page(build(hierarchies=1, dim=16), ODD).data
+    flat = page(build(depth=1, hierarchies=1, dim=16), ODD).data
     assert flat["gains"] == {} and len(flat["bits"]) == len(ODD)
-    all_predict = page(build(hierarchies=(1, 4), dim=(16, 24), predict_use_all_hierarchy=True), ODD).data
+    all_predict = page(build(depth=1, hierarchies=(1, 4), dim=(16, 24), predict_use_all_hierarchy=True), ODD).data
     assert list(all_predict["gains"]) == ["1x", "4x"] and all_predict["alone"] is None
 
 
