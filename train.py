@@ -11,7 +11,7 @@ from math import inf, isfinite, log
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import gather_object, set_seed
 from torch import nn
 
 from data import batch, offsets, open_corpus
@@ -65,6 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         metrics = MetricsFile(run_dir / "metrics.jsonl") if accelerator.is_main_process else None
         global_batch_size = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
         progress = Progress(train, state.step, global_batch_size * seq_len, accelerator.is_main_process)
+        watched = any(gather_object([not progress.bar.disable]))  # by somebody who sees the time that is left
         if checkpoint is None:  # so that there is something to go on from, and a full disk is met now
             with progress.clock("checkpoint"):
                 save_checkpoint(accelerator, run_dir, state, train.keep_checkpoints)
@@ -126,7 +127,7 @@ def main(argv: list[str] | None = None) -> None:
                     write_text(run_dir / "samples" / f"step-{state.step:08d}.txt", written)
                     dashboard.log_sample(state.step, written)
                 progress.say(f"--- sample at step {state.step} ---\n{written}\n---")
-            elif "sample" not in progress.took:
+            elif watched and "sample" not in progress.took:
                 guess = partial(write, 16, temperature=0.0)  # which a model that goes astray can do as well
                 progress.rehearse("sample", guess, share=16 / max(16, train.sample_length))
             if at_checkpoint:
