@@ -51,6 +51,8 @@ CHANGES = [  # arguments of the model, or fields of TrainConfig
     {"prophet_loss_weight": 0.1},
     {"next_latent_loss_weight": 0.1},
     {"quantizer_loss_weight": 0.1},
+    {"ngrams": (2, 3, 4)},
+    {"ngrams": (2, 3, 4, 5, 6)},
     {"qk_norm": True},
     {"kv_heads": 1},
     {"rotary_xpos": True},

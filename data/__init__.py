@@ -1,8 +1,10 @@
 """Bytes: corpora by name, mapped into memory, the batches and windows cut from them, and bytes as text."""
 
 from data.batches import batch, offsets, scoring_windows, spread_windows
+from data.checks import is_number, require
 from data.config import DataConfig
 from data.corpora import open_corpus
+from data.ngrams import ngram_rows
 from data.store import Corpus
 from data.text import show, to_ids, to_text
 
@@ -10,8 +12,11 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "batch",
+    "is_number",
+    "ngram_rows",
     "offsets",
     "open_corpus",
+    "require",
     "scoring_windows",
     "show",
     "spread_windows",

@@ -94,10 +94,8 @@ class Attention(nn.Module):
 
 
 class KeyValues:
-    """Rotated keys and values of the last `window` outputs of each chain, begun with the first n (2 b h n d).
-
-    A ring (2 b h chains window d), output k in slot ⌊k/chains⌋ modulo the window: their order does not matter.
-    """
+    """Rotated keys and values of the last `window` outputs of each chain, begun with the first n (2 b h n d): a ring
+    (2 b h chains window d) with output k in slot ⌊k/chains⌋ modulo the window, because their order does not matter."""
 
     def __init__(self, kv: Tensor, window: int, chains: int):
         self.window, self.chains, self.count = window, chains, kv.shape[-2]  # count: outputs seen

@@ -1,21 +1,10 @@
 """What a model is made of, checked once, before anything is built. Imports nothing heavy, so that `--help` is quick."""
 
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil
 from types import SimpleNamespace
 
-
-def is_number(value, low: int, kind=int | float) -> bool:
-    """Whether value is a finite number of a kind, at least low."""
-    return isinstance(value, kind) and not isinstance(value, bool) and low <= value < inf
-
-
-def require(given: dict, **checks: tuple[bool, str]) -> None:
-    """Raise a ValueError that names each argument that does not fit, what it got and what is allowed."""
-    wrong = [f"{name}: got {given[name]}, allowed: {allowed}" for name, (fits, allowed) in checks.items() if not fits]
-    if wrong:
-        raise ValueError("; ".join(wrong))
-
+from data.checks import is_number, require
 
 # What each level's value of an argument may be: in words, and as a test of the value v on a level of compression c.
 PER_LEVEL = {
@@ -44,6 +33,10 @@ class ModelConfig:
 
     num_tokens: int = 256
     """vocabulary; 256 for bytes, none of them reserved"""
+    ngrams: tuple[int, ...] = ()
+    """orders of the n-grams, such as [2, 3, 4], whose embeddings are added to each byte's (arXiv 2412.09871)"""
+    ngram_rows: int = 16384
+    """rows of the table of each order, in which n-grams are found by hash"""
     dim: int | tuple[int, ...] = 256
     """width of the residual stream, per level"""
     depth: int | tuple[int, ...] = 4
@@ -108,9 +101,12 @@ class ModelConfig:
             fits = len(values) == len(hierarchies) and all(map(is_legal, values, hierarchies))
             checks[name] = fits, f"{allowed}; {each}"
         checks["seq_len"] = is_number(self.seq_len, least, int), f"at least the largest compression, {least}"
-        checks["num_tokens"] = is_number(self.num_tokens, 2, int), "at least 2"
+        orders = self.ngrams if isinstance(self.ngrams, tuple) else (0,)
+        increasing = all(is_number(n, 2, int) for n in orders) and sorted(set(orders)) == list(orders)
+        checks["ngrams"] = increasing, "a list of increasing whole numbers from 2, or an empty one"
+        for name, low in {"num_tokens": 2, "ngram_rows": 1, "num_rollouts": 1}.items():
+            checks[name] = is_number(given[name], low, int), f"at least {low}"
         checks["predict_hierarchy"] = self.predict_hierarchy in (None, *hierarchies), f"null or one of {hierarchies}"
-        checks["num_rollouts"] = is_number(self.num_rollouts, 1, int), "at least 1"
         checks["dropout"] = is_number(self.dropout, 0) and self.dropout < 1, "0 to below 1"
         require(given, **checks)  # each by itself, and now beside one another
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.checks import require
 from model.block import Cache
-from model.config import require
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
+from data.ngrams import ngram_rows
 from model.block import XPOS_SCALE_BASE, Block, Cache, Rotary, after_past
 from model.config import LevelConfig, ModelConfig
 from model.levels import Compress, Merge, align
@@ -46,10 +47,9 @@ class Level(nn.Module):
 
 
 class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBRARY, license="mit", tags=TAGS):
-    """A causal language model over bytes on several time scales at once.
+    """A causal language model over bytes on several time scales at once, with the fields of `ModelConfig` as keywords.
 
-    Takes the fields of `ModelConfig` as keyword arguments; per-level ones take one value, or one per level. A
-    ValueError names every argument that does not fit, what it got and what is allowed.
+    A ValueError names every argument that does not fit, what it got and what is allowed.
     """
 
     card: str | None = None  # a README, if its maker wrote one: saved, loaded and pushed with the weights
@@ -64,6 +64,7 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
         self.heads = tuple(i for i, level in enumerate(levels) if level.predicts)
 
         self.token_emb = nn.Embedding(config.num_tokens, max(self.dims))
+        self.ngram_embs = nn.ModuleList(nn.Embedding(config.ngram_rows, max(self.dims)) for _ in config.ngrams)
         self.levels = nn.ModuleList(Level(level, config, max(self.dims)) for level in levels)
         self.merges = nn.ModuleList(Merge(levels, self.targets) for _ in range(self.layers if len(levels) > 1 else 0))
         self.to_logits = nn.Linear(sum(self.dims[i] for i in self.heads), config.num_tokens, bias=False)
@@ -119,7 +120,11 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
         n = ids.shape[1]
         if cache and n != 1:
             raise ValueError(f"ids: got {n} bytes a row, allowed: 1 when the cache is not empty")
-        x = after_past(self.token_emb(ids), max(self.config.per_level("hierarchies")) - 1, cache, self.token_emb)
+        x, orders, reach = self.token_emb(ids), self.config.ngrams, max(self.config.ngrams, default=1) - 1
+        past = rearrange(after_past(rearrange(ids, "b n -> b n 1"), reach, cache, self.ngram_embs), "b n 1 -> b n")
+        for emb, rows in zip(self.ngram_embs, ngram_rows(past, orders, self.config.ngram_rows), strict=True):
+            x = x + emb(rows[:, reach:])
+        x = after_past(x, max(self.config.per_level("hierarchies")) - 1, cache, self.token_emb)
         due = {i: level for i, level in enumerate(self.levels) if not cache or cache.length % level.stride == 0}
         tokens, rotary = {}, {}
         for i, level in due.items():

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 # What each part may import beside itself and libraries: data and model know nothing of one another, nor of training.
 MAY_IMPORT = {
     "data": set(),
-    "model": set(),
+    "model": {"data"},
     "training": {"data", "model"},
     "docs": {"training"},
     "programs": {"data", "model", "training"},  # train.py and those beside it, which do not know one another
@@ -21,10 +21,8 @@ MAY_IMPORT = {
 }
 FILES = {part: sorted((ROOT / part).rglob("*.py")) for part in MAY_IMPORT} | {"programs": sorted(ROOT.glob("*.py"))}
 OURS = {*MAY_IMPORT, "tests", *(path.stem for path in FILES["programs"])}
-# What training takes from inside the model: to compile and shard it by class, to leave a level out of it, and to check
-# its own settings in the same way.
+# What training takes from inside the model: to compile and shard it by class, and to leave a level out of it.
 INNER = {("model.block", "Block"), ("model.levels", "Merge"), ("model.levels", "align")}
-INNER |= {("model.config", "is_number"), ("model.config", "require")}
 
 
 class Import(NamedTuple):

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from jsonargparse import set_parsing_settings
 
+from data.checks import is_number, require
 from data.config import DataConfig
-from model.config import ModelConfig, is_number, require
+from model.config import ModelConfig
 from training.command_line import Parser, Reading, files_first, reject
 from training.completion import PrintCompletion
 
