@@ -29,7 +29,7 @@ from training.progress import Progress
 from training.run_dir import Diverged, StopSignal, check_run_dir, make_run_dir, run_errors
 from training.speed import flops_per_byte
 from training.summary import conclude, human, introduce, model_card
-from training.trackers import Dashboard, MetricsFile
+from training.trackers import Dashboard, MetricsFile, wandb_mode
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         with accelerator.main_process_first():
             if accelerator.is_main_process:
                 check_run_dir(config)
+                wandb_mode(config)  # which may lack a key
             corpus = open_corpus(config.data, seq_len)
             if accelerator.is_main_process:
                 make_run_dir(config)

@@ -91,14 +91,23 @@ class Dashboard:
 
 
 def wandb_mode(config: Config) -> str:
-    """The configured mode, with `auto` made online or offline by whether a key is at hand."""
-    if config.wandb.mode != "auto":
-        return config.wandb.mode
-    if os.environ.get("WANDB_MODE"):
-        return os.environ["WANDB_MODE"]
+    """The configured mode, with `auto` made online or offline by whether a key is at hand.
+
+    Raises:
+        ValueError: when it is to be online and there is no key.
+    """
+    mode = config.wandb.mode
+    if mode == "auto":
+        mode = os.environ.get("WANDB_MODE") or "auto"
+    if mode not in ("auto", "online"):
+        return mode
     import wandb  # heavy, and not needed by runs without it
 
-    return "online" if wandb.login(prompt=False) else "offline"
+    if wandb.login(prompt=False):
+        return "online"
+    if mode == "online":
+        raise ValueError("wandb.mode: got online without a key, allowed: auto, offline, or after `wandb login`")
+    return "offline"
 
 
 def code_version() -> str:

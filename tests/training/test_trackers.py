@@ -1,6 +1,9 @@
 """What a dashboard is sent, read back from the file that an offline run leaves for `wandb sync`."""
 
 import json
+import os
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -103,3 +106,16 @@ def test_the_sweep_names_settings_that_exist(monkeypatch):
         config = load_config(["--config", "configs/quickstart.yaml", *flags])
         assert config.run_dir == "runs/quickstart-abc123"
         assert config.train.learning_rate == choice[0]
+
+
+def test_online_without_a_key_is_one_line_and_leaves_nothing_behind(tmp_path):
+    command = [sys.executable, "train.py", "--config", "configs/quickstart.yaml", f"--run_dir={tmp_path / 'run'}"]
+    keyless = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+    home = {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc"), "WANDB_CONFIG_DIR": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--wandb.mode=online"], cwd=ROOT, env=keyless | home, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    message = "error: wandb.mode: got online without a key, allowed: auto, offline, or after `wandb login`\n"
+    assert done.stderr.endswith(message) and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
