@@ -106,7 +106,7 @@ def sweep(race: Race, args) -> dict[str, tuple[str, float]]:
         scores: dict = {one: score_of(lines[trial.key]["validation"]) for one, trial in trials.items()}
         best, edges = {}, set()
         for contender in dict.fromkeys(contender for contender, _ in race.entries):
-            _, size, rate = min((one for one in tried if one[0] == contender), key=scores.__getitem__)
+            _, size, rate = min((one for one in trials if one[0] == contender), key=scores.__getitem__)
             best[contender] = size, rate
             rates = [other for *one, other in tried if one == [contender, size]]
             edges |= {(contender, size, 2 * rate)} if rate == max(rates) else set()
