@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-# What each part may import beside itself and libraries: data and model know nothing of one another, nor of training.
+# What each part may import beside itself and libraries: data knows nothing of model, and neither of training.
 MAY_IMPORT = {
     "data": set(),
     "model": {"data"},
