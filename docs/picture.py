@@ -8,12 +8,12 @@ from pathlib import Path
 
 from training.files import write_text
 
-TEXT, HERE = "The cat sat on it", 9  # and the position that is followed from its bytes to its prediction
+TEXT, HERE = "The cat sits.", 9  # and the position that is followed from its bytes to its prediction
 COMPRESSION = STRIDE = 4  # of level 4x, which sees all of its outputs so far
 WINDOW = 4  # keys that a position of level 1x sees
 POSITIONS = range(len(TEXT) - 1)
 
-WIDTH, HEIGHT, LEFT, COLUMN = 830, 628, 182, 40  # pixels, as a README shows them
+WIDTH, HEIGHT, LEFT, COLUMN = 584, 652, 177, 33  # pixels; 350 on a phone, where the smallest letters are 8 high
 BYTES, COARSE, FINE, MERGE, PREDICT = 86, 210, 310, 394, 520  # middles of the rows
 HALF, BAR = 13, 17  # half of a token's side, and of a coarse one's height
 STYLE = """
@@ -21,9 +21,9 @@ svg{--paper:#fff;--card:#f6f8fa;--ink:#1f2328;--soft:#59636e;--line:#c4ccd4;
 --fine:#0969da;--fine-pale:#ddf0ff;--coarse:#bc4c00;--coarse-pale:#ffe3cc;--merge:#1a7f37;--merge-pale:#d2f5da}
 @media(prefers-color-scheme:dark){svg{--paper:#0d1117;--card:#161b22;--ink:#f0f6fc;--soft:#9da7b3;--line:#444c56;
 --fine:#58a6ff;--fine-pale:#16335c;--coarse:#f0883e;--coarse-pale:#51300f;--merge:#56d364;--merge-pale:#143f22}}
-text{font:14px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:var(--soft)}
-.name{font-size:16px;font-weight:600;fill:var(--ink)}
-.middle{text-anchor:middle}.index{font-size:12px}text.on{fill:var(--ink)}
+text{font:15.5px system-ui,-apple-system,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;fill:var(--soft)}
+.name{font-size:17px;font-weight:600;fill:var(--ink)}
+.middle{text-anchor:middle}.index{font-size:13.5px}text.on{fill:var(--ink)}
 .letter{font:16px ui-monospace,Menlo,Consolas,"DejaVu Sans Mono",monospace;fill:var(--ink)}
 rect,circle{fill:var(--paper);stroke:var(--line);stroke-width:1.5}.card{fill:var(--card)}
 path{fill:none;stroke:var(--line);stroke-width:1.3}
@@ -81,13 +81,13 @@ def hang(start: float, end: float, y: float, kind: str) -> str:
 def bar(output: int) -> tuple[float, float]:
     """Left and right of an output of level 4x: it reaches as far as the positions that read it."""
     readers = [t for t in POSITIONS if read(t) == output]
-    return at(readers[0]) - HALF, at(readers[-1]) + HALF + 7
+    return at(readers[0]) - HALF, at(readers[-1]) + HALF + 3
 
 
 def draw() -> str:
     """The picture as the text of an SVG file."""
     outputs, now = range(read(POSITIONS[-1]) + 1), read(HERE)
-    cards = [box(10 + d, 158 + d, 798, 294, "card", 12) for d in (12, 6, 0)]
+    cards = [box(10 + d, 158 + d, WIDTH - 32, 294, "card", 12) for d in (12, 6, 0)]
     parts = [box(0.75, 0.75, WIDTH - 1.5, HEIGHT - 1.5, corner=12), *cards]
 
     # -- lines, those in colour last: bytes to both levels, levels to merges, merges to predictions, and attention
@@ -97,7 +97,7 @@ def draw() -> str:
         d = f"M{left:g} {top}C{left:g} {middle} {end:g} {middle} {end:g} {bottom}H{right:g}V{top}z"
         parts.append(path(d, "funnel on" if k <= now else "funnel"))
     for t in sorted(POSITIONS, key=lambda t: (t == HERE, t in keys(HERE))):
-        here, side = t == HERE, at(t) + HALF + 6
+        here, side = t == HERE, at(t) + HALF + 3
         parts.append(path(f"M{at(t):g} {BYTES + HALF}V{FINE}", "fine" if t in keys(HERE) else ""))
         parts.append(path(f"M{at(t):g} {FINE}V{MERGE}", "fine" if here else ""))
         parts.append(
@@ -122,7 +122,7 @@ def draw() -> str:
         first, last = seen(k)[0], seen(k)[-1]
         which = f"bytes {first} … {last}" if first < last else f"byte {first}"
         parts.append(text(left + 10, COARSE + 4.5, str(k), "index"))
-        parts.append(text((left + right) / 2, COARSE + 5, which, "middle on"))
+        parts.append(text((left + right) / 2 + 7, COARSE + 5, which, "middle on"))
 
     # -- words
     for y, name, more in (
@@ -130,17 +130,20 @@ def draw() -> str:
         (BYTES + 45, "compress", f"stride {STRIDE}, causal"),
         (COARSE, f"level {COMPRESSION}×", "wide, all keys"),
         (FINE, "level 1×", f"narrow, {WINDOW} keys"),
-        (MERGE, "merge", f"t reads output ⌊t/{STRIDE}⌋"),
+        (MERGE, "merge", f"t reads ⌊t/{STRIDE}⌋"),
         (PREDICT, "predict", "the next byte"),
     ):
         parts += [text(26, y - 2, name, "name"), text(26, y + 16, more)]
-    parts.append(
-        text(LEFT - HALF, 34, f"In colour: all that position {HERE} reads in one layer to predict byte {HERE + 1}")
-    )
+    parts.append(text(26, 34, f"In colour: all that position {HERE} reads in one layer to predict byte {HERE + 1}"))
     parts.append(text(26, 438, "× depth", "name"))
-    steps = "token shift → attention → token shift → feed-forward"
-    parts.append(text(26, 582, f"A layer is a block in each level ({steps}),"))
-    parts.append(text(26, 603, "then the merge, which adds what all levels say to the one that predicts."))
+    for i, line in enumerate(
+        (
+            "A layer is a block in each level (token shift → attention →",
+            "token shift → feed-forward), then the merge, which adds what",
+            "all levels say to the one that predicts.",
+        )
+    ):
+        parts.append(text(26, 582 + 23 * i, line))
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}">'
     title = "One layer of a model with levels of 1x and 4x, and what one position of it reads"
     return "\n".join([head, f"<title>{title}</title>", f"<style>{STYLE}</style>", *parts, "</svg>\n"])
