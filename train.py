@@ -142,7 +142,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # -- what came of it
     if accelerator.is_main_process:
-        conclude(config, state, global_batch_size * seq_len)
+        conclude(config, state, global_batch_size * seq_len, dashboard.place)
     stop.leave()
 
 

@@ -35,8 +35,8 @@ def introduce(
     print(f"run         {train.max_steps:,} steps of {sequences} × {config.model.seq_len} bytes, in {config.run_dir}")
 
 
-def conclude(config: Config, state: RunState, bytes_per_step: int) -> None:
-    """Say how the run ended, over all of its lives, and what to type next."""
+def conclude(config: Config, state: RunState, bytes_per_step: int, dashboard: str | None = None) -> None:
+    """Say how the run ended, over all of its lives, where its dashboard is, and what to type next."""
     run_dir, place = config.folder, shlex.quote(str(config.folder))
     step, trained = state.step, state.step * bytes_per_step
     with (run_dir / "metrics.jsonl").open(encoding="utf-8") as file:
@@ -48,6 +48,8 @@ def conclude(config: Config, state: RunState, bytes_per_step: int) -> None:
         print(f"best        {score} of the validation split, at step {best:,}")
     print(f"trained     {step:,} of {config.train.max_steps:,} steps, {trained:,} bytes")
     print(f"time        {timedelta(seconds=round(state.seconds))}, {trained / state.seconds:,.0f} bytes/s")
+    if dashboard:
+        print(f"dashboard   {dashboard}")
     if (run_dir / "model").is_dir():
         print(f"model       {run_dir / 'model'}")
         print(f'sample with python generate.py {place} --prompt "The "')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 from math import isfinite
 from pathlib import Path
@@ -44,16 +45,20 @@ def finite(line: dict) -> dict:
 
 
 class Dashboard:
-    """A run at Weights & Biases, on the main process; nothing happens where it is disabled."""
+    """A run at Weights & Biases, on the main process; nothing happens where it is disabled.
+
+    `place` is its address or, of a run that is offline, the command that sends it there; None if there is neither.
+    """
 
     def __init__(self, accelerator: Accelerator, config: Config, state: RunState):
         """Begin the dashboard, or go on with that of `state`. Every process calls this."""
-        self.run, self.table, self.log_model = None, None, config.wandb.log_model
+        self.run, self.table, self.place, self.log_model = None, None, None, config.wandb.log_model
         if config.wandb.mode == "disabled":
             return
         run_dir = config.folder
         mode = wandb_mode(config) if accelerator.is_main_process else "disabled"
         options = {"mode": mode, "dir": str(run_dir), "name": config.wandb.name or run_dir.name}
+        options["settings"] = {"quiet": True}  # no figures at the end, which the run's own table has
         if state.tracker_id:
             options |= {"id": state.tracker_id, "resume": "allow"}
         settings = config.to_dict() | {"code_version": code_version()}
@@ -62,6 +67,7 @@ class Dashboard:
             import wandb
 
             self.run = accelerator.get_tracker("wandb", unwrap=True)
+            self.place = f"wandb sync {shlex.quote(self.run.sync_dir)}" if self.run.offline else self.run.url
             self.table = wandb.Table(["step", "text"], log_mode="INCREMENTAL")
             state.tracker_id = self.run.id
 

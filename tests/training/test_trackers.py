@@ -53,6 +53,8 @@ def test_an_offline_run_holds_all_that_a_dashboard_shows(watched, train):
     run_dir, done = train("watched", *options, "--model.next_latent_loss_weight=0.1")
     assert done.returncode == 0, done.stderr
     (file,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
+    assert f"dashboard   wandb sync {file.parent}\n" in done.stdout
+    assert "Run summary" not in done.stdout + done.stderr
 
     rows = [row for row in history(run_dir) if "loss" in row]
     assert [row["_step"] for row in rows] == list(range(1, 9))
