@@ -12,7 +12,6 @@ import hashlib
 import json
 import sys
 import time
-from math import log
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from model import HierarchicalTransformer
 from training.coding import decode, encode
 from training.command_line import Parser, user_errors
 from training.config import Config, TrainConfig, WandbConfig
-from training.evaluation import bits_per_byte, total_nats
+from training.evaluation import FIRST_BYTE, bits_per_byte, total_nats
 from training.loading import lay_out_for_decoding, load_model
 from training.parallel import build_accelerator
 
@@ -59,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         windows = scoring_windows(len(data), context, stride)
 
     begun, length = time.monotonic(), min(context, len(data) - 1)
-    nats = log(256) + total_nats(accelerator, model, data, windows, length, args.batch_size, show=True)
+    nats = FIRST_BYTE + total_nats(accelerator, model, data, windows, length, args.batch_size, show=True)
     result = {
         "bits_per_byte": round(bits_per_byte(nats, len(data)), 10),
         "bytes": len(data),

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from math import isfinite, log
+from math import isfinite
 from multiprocessing import parent_process
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from benchmarks.causality import check_causality
 from benchmarks.contenders import Contender, take_step
 from data import DataConfig, batch, open_corpus, scoring_windows
 from training.config import TrainConfig
-from training.evaluation import bits_per_byte, window_nats
+from training.evaluation import FIRST_BYTE, bits_per_byte, window_nats
 from training.files import replace
 from training.loading import best_device
 from training.optimizer import build_optimizer, learning_rate, set_learning_rate
@@ -30,7 +30,6 @@ from training.optimizer import build_optimizer, learning_rate, set_learning_rate
 POINTS, POINT_BYTES = 10, 1 << 15  # of a final trial's curve, evenly spread: the beginning of the validation split
 END_BYTES = 1 << 16  # the same of the other trials, which are validated at their end alone
 WINDOWS = 16  # scored at once
-FIRST_BYTE = log(256)  # nats of a byte that nothing stands before
 SAVE_SECONDS = 30  # the most that is lost when a process ends
 
 

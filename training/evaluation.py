@@ -14,6 +14,8 @@ from tqdm import tqdm
 
 from data import spread_windows
 
+FIRST_BYTE = log(256)  # nats of a byte that nothing stands before
+
 
 @torch.no_grad()
 def window_nats(

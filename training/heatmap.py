@@ -11,7 +11,7 @@ import numpy as np
 from data import scoring_windows
 from model import HierarchicalTransformer
 from training.ablation import averaging, levels_to_leave_out, without
-from training.evaluation import window_nats
+from training.evaluation import FIRST_BYTE, window_nats
 from training.files import write_text
 
 PAGE = Path(__file__).with_name("heatmap.html")
@@ -26,7 +26,7 @@ def byte_bits(model: HierarchicalTransformer, text: np.ndarray) -> np.ndarray:
     """
     length, device = min(model.config.seq_len, len(text) - 1), next(model.parameters()).device
     nats = window_nats(model, text, *text_windows(model, text), length, 16, device)
-    return np.concatenate([[log(256)], *nats]) / log(2)
+    return np.concatenate([[FIRST_BYTE], *nats]) / log(2)
 
 
 def text_windows(model: HierarchicalTransformer, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

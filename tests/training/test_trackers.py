@@ -50,7 +50,8 @@ def watched(workplace):
 
 def test_an_offline_run_holds_all_that_a_dashboard_shows(watched, train):
     options = ("--wandb.mode=offline", "--wandb.log_model=true", "--train.max_steps=8", "--train.sample_every=3")
-    run_dir, done = train("watched", *options, "--model.next_latent_loss_weight=0.1")
+    loud = {"WANDB_SILENT": "false"}  # as users have it
+    run_dir, done = train("watched", *options, "--model.next_latent_loss_weight=0.1", **loud)
     assert done.returncode == 0, done.stderr
     (file,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
     assert f"dashboard   wandb sync {file.parent}\n" in done.stdout
