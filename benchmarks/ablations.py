@@ -10,33 +10,26 @@ from statistics import mean
 
 from jsonargparse.typing import PositiveFloat
 
-from benchmarks.race import SAME, TWO, score_of, shrunk
+from benchmarks.race import SAME, SMALL, score_of, shrunk
 from benchmarks.racing import Race, racing_parser
 from benchmarks.timing import table
 from benchmarks.trials import Entry
 from training.command_line import user_errors
 from training.config import TrainConfig
 
-BASE = SAME | TWO
+BASE = SAME | SMALL
 CHANGES = [  # arguments of the model, or fields of TrainConfig
     {"hierarchical_stride": (1, 2)},
     {"hierarchies": (1, 2)},
     {"hierarchies": (1, 8)},
-    {
-        "hierarchies": (1, 4, 16),
-        "dim": (128, 256, 256),
-        "heads": (2, 4, 4),
-        "ff_mult": (2, 4, 4),
-        "window_sizes": (64, None, None),
-    },
-    {"dim": (64, 256), "heads": (1, 4)},
-    {"dim": (192, 256), "heads": (3, 4)},
-    {"dim": (128, 192), "heads": (2, 3)},
-    {"dim": (128, 384), "heads": (2, 6)},
-    {"depth": 3},
-    {"depth": 6},
-    {"depth": (2, 4)},
-    {"depth": (4, 2)},
+    {"hierarchies": (1, 4, 16), "window_sizes": (64, None, None)},
+    {"dim": 192, "heads": 3},
+    {"dim": (64, 128), "heads": (1, 2)},
+    {"dim": (128, 256), "heads": (2, 4)},
+    {"depth": 2},
+    {"depth": 4},
+    {"depth": (1, 3)},
+    {"depth": (3, 1)},
     {"window_sizes": (16, None)},
     {"window_sizes": (32, None)},
     {"window_sizes": (128, None)},
@@ -51,13 +44,16 @@ CHANGES = [  # arguments of the model, or fields of TrainConfig
     {"prophet_loss_weight": 0.1},
     {"next_latent_loss_weight": 0.1},
     {"quantizer_loss_weight": 0.1},
+    {"ngrams": ()},
     {"ngrams": (2, 3, 4)},
-    {"ngrams": (2, 3, 4, 5, 6)},
+    {"ngrams": (2, 3, 4, 5, 6, 7, 8)},
+    {"ngram_rows": 4096},
+    {"ngram_rows": 65536},
     {"qk_norm": True},
     {"kv_heads": 1},
     {"rotary_xpos": True},
-    {"ff_mult": (4, 4)},
-    {"ff_mult": (2, 2)},
+    {"ff_mult": (2, 4)},
+    {"ff_mult": 2},
     {"seq_len": 256},
     {"seq_len": 1024},
     {"dropout": 0.1},
