@@ -38,11 +38,11 @@ def main(argv: list[str] | None = None) -> None:
 
     # -- the machine, the data, and a place for what comes out; nothing is written before all of it is known to fit
     with user_errors():
-        accelerator, run_dir = build_accelerator(config), config.folder
+        accelerator, run_dir, dashboard_mode = build_accelerator(config), config.folder, "disabled"
         with accelerator.main_process_first():
             if accelerator.is_main_process:
                 check_run_dir(config)
-                wandb_mode(config)  # which may lack a key
+                dashboard_mode = wandb_mode(config)  # which may lack a key
             corpus = open_corpus(config.data, seq_len)
             if accelerator.is_main_process:
                 make_run_dir(config)
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
             with user_errors():
                 state = load_checkpoint(accelerator, checkpoint)
             accelerator.print(f"resuming from {checkpoint}")
-        dashboard = Dashboard(accelerator, config, state)
+        dashboard = Dashboard(accelerator, config, state, dashboard_mode)
         metrics = MetricsFile(run_dir / "metrics.jsonl") if accelerator.is_main_process else None
         global_batch_size = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
         progress = Progress(train, state.step, global_batch_size * seq_len, accelerator.is_main_process)

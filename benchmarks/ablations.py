@@ -10,14 +10,14 @@ from statistics import mean
 
 from jsonargparse.typing import PositiveFloat
 
-from benchmarks.race import SAME, SMALL, score_of, shrunk
+from benchmarks.race import LEVELS, SAME, SMALL, score_of, shrunk
 from benchmarks.racing import Race, racing_parser
 from benchmarks.timing import table
 from benchmarks.trials import Entry
 from training.command_line import user_errors
 from training.config import TrainConfig
 
-BASE = SAME | SMALL
+BASE = SAME | SMALL | LEVELS
 CHANGES = [  # arguments of the model, or fields of TrainConfig
     {"hierarchical_stride": (1, 2)},
     {"hierarchies": (1, 2)},

@@ -33,7 +33,7 @@ def main() -> None:
     ours = HierarchicalTransformer(**SAME, **levels).to(device).eval()
     stride4 = HierarchicalTransformer(
         **SAME | {"dim": (128, 304), "heads": (2, 5)}, hierarchies=(1, 4), window_sizes=(64, None)
-    ).to(device)  # a thin fine level under a wide coarse one, as the presets have them
+    ).to(device)  # a thin fine level under a wide coarse one, as enwik8-base.yaml has them
     flat = HierarchicalTransformer(**SAME | {"dim": 320, "heads": 5, "depth": 5}).to(device)
     for model in (ours, stride4, flat):
         lay_out_for_decoding(model)  # as generate.py does

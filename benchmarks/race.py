@@ -23,19 +23,18 @@ from benchmarks.trials import Entry
 from training.command_line import user_errors
 
 SAME = {"num_tokens": 256, "seq_len": 512, "dim_head": 64}
-NGRAMS = {"ngrams": (2, 3, 4, 5, 6)}
+SMALL = {"ngrams": (2, 3, 4, 5, 6), "dim": 128, "depth": 3, "heads": 2}  # configs/flat.yaml; with LEVELS, enwik8-small
 LEVELS = {"hierarchies": (1, 4), "window_sizes": (64, None)}
-SMALL = NGRAMS | LEVELS | {"dim": 128, "depth": 3, "heads": 2}  # as in configs/enwik8-small.yaml
 NEAR = {"hierarchies": (1, 2), "hierarchical_stride": 1, "window_sizes": (32, 64)}  # the reference's own
 HOURGLASS = {"depth": (1, 4, 1), "shorten_factor": 4}
 MODERN = {"use_rmsnorm": True, "ff_glu": True, "ff_swish": True, "ff_no_bias": True, "shift_tokens": 1}
 SIZES = {  # contender and size: its builder in benchmarks.contenders, and arguments beside those of SAME
-    ("flat", "128 × 3, n-grams"): ("ours", NGRAMS | {"dim": 128, "depth": 3, "heads": 2}),
-    ("flat", "192 × 4, n-grams"): ("ours", NGRAMS | {"dim": 192, "depth": 4, "heads": 3}),
-    ("hierarchical", "128, 128 × 3, n-grams"): ("ours", SMALL),
+    ("flat", "128 × 3, n-grams"): ("ours", SMALL),
+    ("flat", "192 × 4, n-grams"): ("ours", SMALL | {"dim": 192, "depth": 4, "heads": 3}),
+    ("hierarchical", "128, 128 × 3, n-grams"): ("ours", SMALL | LEVELS),
     ("hierarchical", "128, 192 × 3, n-grams"): (
         "ours",
-        SMALL | {"dim": (128, 192), "heads": (2, 3), "ff_mult": (2, 4)},
+        SMALL | LEVELS | {"dim": (128, 192), "heads": (2, 3), "ff_mult": (2, 4)},
     ),
     ("reference", "192 × 4"): ("reference", NEAR | {"dim": 192, "depth": 4, "heads": 3}),
     ("reference", "128, 256 × 4, stride 4"): (

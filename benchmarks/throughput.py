@@ -23,7 +23,7 @@ from training.parallel import wrap_blocks
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 FLAT: dict = {"num_tokens": 256, "dim": 256, "depth": 6, "dim_head": 64, "heads": 4}
-TWO_LEVELS = {"ff_mult": (2, 4), "hierarchies": (1, 4), "hierarchical_stride": (1, 4)}  # as the presets have them
+TWO_LEVELS = {"ff_mult": (2, 4), "hierarchies": (1, 4), "hierarchical_stride": (1, 4)}  # as enwik8-base.yaml has them
 # The reference's default architecture, of which it must be told the windows, and we what it has built in.
 STEP: dict = dict(FLAT, depth=4, seq_len=512, hierarchies=(1, 2), hierarchical_stride=1, window_sizes=(32, 64))
 UPSTREAM = STEP | {"dim": 1024, "depth": 8, "heads": 8, "seq_len": 2048}  # of its train.py, without the other losses

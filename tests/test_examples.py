@@ -18,7 +18,7 @@ def test_the_notebook_trains_draws_scores_and_samples(tmp_path, monkeypatch):
     for path in ROOT.iterdir():
         if path.name not in ("examples", "runs"):
             (tmp_path / path.name).symlink_to(path)
-    monkeypatch.setenv("STEPS", "2")
+    monkeypatch.setenv("STEPS", "8")  # weights begin a little above 8 bits
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path / "examples")}}).execute()
 
@@ -26,7 +26,7 @@ def test_the_notebook_trains_draws_scores_and_samples(tmp_path, monkeypatch):
     assert (run_dir / "model" / "model.safetensors").is_file()
     said = ["".join(output.get("text", "") for output in cell.outputs) for cell in code]
     (score,) = (json.loads(text.splitlines()[-1]) for text in said if '"bits_per_byte"' in text)
-    assert 4 < score["bits_per_byte"] < 9 and score["bytes"] == 50_000  # weights begin a little above 8
+    assert 4 < score["bits_per_byte"] < 8 and score["bytes"] == 50_000
     assert any(text.startswith("def ") and len(text) > 100 for text in said)
     kinds = [set(output.data) for cell in code for output in cell.outputs if output.output_type == "execute_result"]
     assert [kind & {"image/png", "text/html"} for kind in kinds] == [{"image/png"}, {"text/html"}]

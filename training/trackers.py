@@ -50,13 +50,12 @@ class Dashboard:
     `place` is its address or, of a run that is offline, the command that sends it there; None if there is neither.
     """
 
-    def __init__(self, accelerator: Accelerator, config: Config, state: RunState):
-        """Begin the dashboard, or go on with that of `state`. Every process calls this."""
+    def __init__(self, accelerator: Accelerator, config: Config, state: RunState, mode: str):
+        """Begin the dashboard in a mode of wandb, or go on with that of `state`. Every process calls this."""
         self.run, self.table, self.place, self.log_model = None, None, None, config.wandb.log_model
         if config.wandb.mode == "disabled":
             return
         run_dir = config.folder
-        mode = wandb_mode(config) if accelerator.is_main_process else "disabled"
         options = {"mode": mode, "dir": str(run_dir), "name": config.wandb.name or run_dir.name}
         options["settings"] = {"quiet": True}  # no figures at the end, which the run's own table has
         if state.tracker_id:
