@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from math import ceil
 from types import SimpleNamespace
 
-from data.checks import is_number, require
+from data.checks import is_increasing, is_number, require
 
+LOSSES = "recon", "prophet", "next_latent", "quantizer"
 # What each level's value of an argument may be: in words, and as a test of the value v on a level of compression c.
 PER_LEVEL = {
     "dim": ("at least 2", lambda v, c: is_number(v, 2, int)),
@@ -18,6 +19,7 @@ PER_LEVEL = {
     "compress_mult": ("above 0", lambda v, c: is_number(v, 0) and v > 0),
     "window_sizes": ("null, or 0 and above", lambda v, c: v is None or is_number(v, 0, int)),
     "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_number(v, 1, int) and c % v == 0),
+    **{f"{loss}_loss_weight": ("0 or above", lambda v, c: is_number(v, 0)) for loss in LOSSES},
 }
 
 
@@ -37,6 +39,10 @@ class ModelConfig:
     """orders of the n-grams, such as [2, 3, 4], whose embeddings are added to each byte's (arXiv 2412.09871)"""
     ngram_rows: int = 16384
     """rows of the table of each order, in which n-grams are found by hash"""
+    ngram_dropout: float = 0.0
+    """probability with which training leaves out an n-gram, lest rare ones be learnt by heart"""
+    matches: tuple[int, ...] = ()
+    """orders of the n-grams of which the byte that followed last time, within seq_len, is embedded and added, too"""
     dim: int | tuple[int, ...] = 256
     """width of the residual stream, per level"""
     depth: int | tuple[int, ...] = 4
@@ -101,25 +107,21 @@ class ModelConfig:
             fits = len(values) == len(hierarchies) and all(map(is_legal, values, hierarchies))
             checks[name] = fits, f"{allowed}; {each}"
         checks["seq_len"] = is_number(self.seq_len, least, int), f"at least the largest compression, {least}"
-        orders = self.ngrams if isinstance(self.ngrams, tuple) else (0,)
-        increasing = all(is_number(n, 2, int) for n in orders) and sorted(set(orders)) == list(orders)
-        checks["ngrams"] = increasing, "a list of increasing whole numbers from 2, or an empty one"
+        for name in ("ngrams", "matches"):
+            checks[name] = is_increasing(given[name], 2), "a list of increasing whole numbers from 2, or an empty one"
         for name, low in {"num_tokens": 2, "ngram_rows": 1, "num_rollouts": 1}.items():
             checks[name] = is_number(given[name], low, int), f"at least {low}"
         checks["predict_hierarchy"] = self.predict_hierarchy in (None, *hierarchies), f"null or one of {hierarchies}"
-        checks["dropout"] = is_number(self.dropout, 0) and self.dropout < 1, "0 to below 1"
+        checks |= {n: (is_number(given[n], 0) and given[n] < 1, "0 to below 1") for n in ("dropout", "ngram_dropout")}
         require(given, **checks)  # each by itself, and now beside one another
 
         most = ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies)
         within = all((level.window_sizes or 0) <= self.seq_len // level.compression for level in self.levels)
-        shared = all(level.heads % level.kv_heads == 0 for level in self.levels)
+        checks["window_sizes"] = within, f"null, or 0 to seq_len / compression = {most}"
+        checks["kv_heads"] = all(x.heads % x.kv_heads == 0 for x in self.levels), f"divisors of heads = {self.heads}"
         every_byte = any(level.stride == 1 for level in self.levels if level.predicts)
-        require(
-            given,
-            window_sizes=(within, f"null, or 0 to seq_len / compression = {most}"),
-            kv_heads=(shared, f"divisors of heads = {self.heads}"),
-            hierarchical_stride=(every_byte, "a predicting level of stride 1, since its outputs predict every byte"),
-        )
+        checks["hierarchical_stride"] = every_byte, "a predicting level of stride 1, for each byte to be predicted"
+        require(given, **checks)
 
     def per_level(self, name: str) -> tuple:
         """An argument's value for each level."""
@@ -147,6 +149,3 @@ class ModelConfig:
     def to_dict(self) -> dict:
         """Plain JSON values, one for each argument."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-
-
-PER_LEVEL |= {n: ("0 or above", lambda v, c: is_number(v, 0)) for n in vars(ModelConfig) if n.endswith("_loss_weight")}

@@ -10,7 +10,8 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from data.ngrams import ngram_rows
+from data.checks import require
+from data.ngrams import ngram_matches, ngram_rows
 from model.block import XPOS_SCALE_BASE, Block, Cache, Rotary, after_past
 from model.config import LevelConfig, ModelConfig
 from model.levels import Compress, Merge, align
@@ -53,6 +54,7 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
     """
 
     card: str | None = None  # a README, if its maker wrote one: saved, loaded and pushed with the weights
+    generate, stream = generate, stream
 
     def __init__(self, **kwargs):
         super().__init__()
@@ -65,6 +67,8 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
 
         self.token_emb = nn.Embedding(config.num_tokens, max(self.dims))
         self.ngram_embs = nn.ModuleList(nn.Embedding(config.ngram_rows, max(self.dims)) for _ in config.ngrams)
+        self.match_embs = nn.ModuleList(nn.Embedding(1 + config.num_tokens, max(self.dims)) for _ in config.matches)
+        self.ngram_dropout = nn.Dropout1d(config.ngram_dropout)  # of whole embeddings
         self.levels = nn.ModuleList(Level(level, config, max(self.dims)) for level in levels)
         self.merges = nn.ModuleList(Merge(levels, self.targets) for _ in range(self.layers if len(levels) > 1 else 0))
         self.to_logits = nn.Linear(sum(self.dims[i] for i in self.heads), config.num_tokens, bias=False)
@@ -86,9 +90,8 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
     def forward(self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None) -> Tensor | tuple:
         """Logits of the byte after each of ids (b n): (b n num_tokens), where n may be any length.
 
-        With `return_loss`, ids is (b n+1): its last n bytes are predicted from its first n, and the weighted sum of the
-        losses comes back as a scalar with the parts as `Losses`. With a cache, the first call may bring any number of
-        bytes, and each later one brings one byte, whose logits are those of a full pass over all so far.
+        With `return_loss`, the last n of ids (b n+1) are predicted: the weighted sum of losses, and each as `Losses`.
+        With a cache, the first call may bring any number of bytes, each later one brings one, as in one full pass.
         """
         if return_loss:
             ids, labels = ids[:, :-1], ids[:, 1:]
@@ -117,13 +120,15 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
 
     def embed(self, ids: Tensor, cache: Cache | None = None) -> dict[str, Tensor]:
         """Of ids (b n), the normed outputs (b ⌈n/s⌉ d) that something reads, by level, where its stride comes round."""
-        n = ids.shape[1]
-        if cache and n != 1:
-            raise ValueError(f"ids: got {n} bytes a row, allowed: 1 when the cache is not empty")
-        x, orders, reach = self.token_emb(ids), self.config.ngrams, max(self.config.ngrams, default=1) - 1
-        past = rearrange(after_past(rearrange(ids, "b n -> b n 1"), reach, cache, self.ngram_embs), "b n 1 -> b n")
-        for emb, rows in zip(self.ngram_embs, ngram_rows(past, orders, self.config.ngram_rows), strict=True):
-            x = x + emb(rows[:, reach:])
+        n, x, config = ids.shape[1], self.token_emb(ids), self.config
+        require({"ids": f"{n} bytes a row"}, ids=(not cache or n == 1, "1 when the cache is not empty"))
+        if cache is not None:
+            ids = torch.cat((cache.get(self, ids[:, :0]), ids), dim=1)
+            cache[self] = ids[:, -max((config.seq_len, *config.ngrams)) :]
+        for emb, rows in zip(self.ngram_embs, ngram_rows(ids, config.ngrams, config.ngram_rows, n), strict=True):
+            x = x + self.ngram_dropout(emb(rows))
+        for emb, next_ in zip(self.match_embs, ngram_matches(ids, config.matches, config.seq_len, n), strict=True):
+            x = x + emb(next_)
         x = after_past(x, max(self.config.per_level("hierarchies")) - 1, cache, self.token_emb)
         due = {i: level for i, level in enumerate(self.levels) if not cache or cache.length % level.stride == 0}
         tokens, rotary = {}, {}
@@ -137,8 +142,6 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
             if self.merges and not due.keys().isdisjoint(self.targets):
                 tokens = self.merges[layer](tokens, n, cache)
         return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if int(i) in due}
-
-    generate, stream = generate, stream
 
     def generate_model_card(self, *args, **kwargs) -> ModelCard:
         """The model's own card, or the hub library's generic one."""

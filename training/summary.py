@@ -64,7 +64,7 @@ def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
     def size(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 
-    parts = {"embedding": size(model.token_emb) + size(model.ngram_embs)}
+    parts = {"embedding": size(model.token_emb) + size(model.ngram_embs) + size(model.match_embs)}
     for level, module in zip(model.config.levels, model.levels, strict=True):
         parts[f"level {level.compression}x"] = size(module)
     parts["merge"] = size(model.merges)

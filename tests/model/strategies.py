@@ -21,6 +21,7 @@ def model_configs(draw, max_levels: int = 4, **fixed) -> dict:
         "num_tokens": 11,
         "ngrams": draw(st.sampled_from([(), (2,), (2, 3), (3, 5)])),
         "ngram_rows": draw(st.sampled_from([7, 64])),
+        "matches": draw(st.sampled_from([(), (2,), (2, 4)])),
         "dim": [draw(st.sampled_from([6, 8, 12])) for _ in range(each)],
         "depth": [draw(st.integers(1, 3)) for _ in range(each)],
         "seq_len": seq_len,

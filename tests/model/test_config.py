@@ -31,10 +31,12 @@ ILLEGAL = [
     ({"ngrams": (1, 2)}, r"ngrams: got \[1, 2\], allowed: a list of increasing whole numbers from 2"),
     ({"ngrams": (3, 2)}, r"ngrams: got \[3, 2\]"),
     ({"ngrams": 3}, "ngrams: got 3"),
+    ({"matches": (4, 1)}, r"matches: got \[4, 1\], allowed: a list of increasing whole numbers from 2"),
     ({"ngram_rows": 0}, "ngram_rows: got 0"),
     ({"predict_hierarchy": 2}, "predict_hierarchy: got 2"),
     ({"recon_loss_weight": -0.1}, "recon_loss_weight: got -0.1"),
     ({"dropout": 1.0}, "dropout: got 1.0"),
+    ({"ngram_dropout": -0.1}, "ngram_dropout: got -0.1, allowed: 0 to below 1"),
 ]
 
 

@@ -118,6 +118,23 @@ def test_autocast_computes_the_same_less_exactly(config, n):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+def test_ngrams_are_left_out_whole_each_by_itself_and_only_in_training():
+    config = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8, "ngrams": (2, 3), "ngram_dropout": 0.25}
+    model, seen = build(config), []
+    torch.nn.init.zeros_(model.token_emb.weight)
+    for emb, value in zip(model.ngram_embs, (3.0, 30.0), strict=True):
+        torch.nn.init.constant_(emb.weight, value)
+    model.levels[0].compress.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    for training in (False, True):
+        model.train(training)(torch.randint(0, 256, (16, 250)))
+    whole, thinned = seen
+    assert (whole == 33).all()
+    values, counts = thinned.unique(return_counts=True)
+    torch.testing.assert_close(values, torch.tensor([0.0, 4.0, 40.0, 44.0]))  # kept ones make up for those left out
+    torch.testing.assert_close(counts / counts.sum(), torch.tensor([1, 3, 3, 9]) / 16, atol=0.03, rtol=0)
+    assert (thinned == thinned[..., :1]).all()  # all channels of an n-gram, or none
+
+
 def test_a_loss_of_weight_0_builds_nothing_and_runs_nothing():
     with_losses = dict.fromkeys(LOSSES.values(), 0.5)
     without = build({"hierarchies": (1, 4), "dim": 8, "seq_len": 16, **dict.fromkeys(LOSSES.values(), 0.0)})
