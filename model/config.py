@@ -70,7 +70,7 @@ class ModelConfig:
     window_sizes: int | tuple[int | None, ...] | None = None
     """keys a query sees, itself included; null = all of seq_len, 0 = no attention; per level"""
     hierarchy_merge_all: bool = False
-    """merge into every level after each layer, not only into the predicting one"""
+    """merge into every level, not only into the predicting one; each time before a level that is merged into goes on"""
     predict_hierarchy: int | None = None
     """compression of the level that predicts (and that is merged into); the finest when null"""
     predict_use_all_hierarchy: bool = False

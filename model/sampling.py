@@ -63,8 +63,7 @@ def stream(model, prompt: Tensor, length: int, *, use_cache=True, generator=None
     A ValueError comes at the first token, on an empty prompt, a negative length, or from `Sampling`.
     """
     fits = prompt.ndim == 2 and prompt.shape[1] > 0, "(b n) with at least one token"
-    require({"prompt": f"shape {tuple(prompt.shape)}"}, prompt=fits)
-    require({"length": length}, length=(length >= 0, "0 or more"))
+    require({"prompt": tuple(prompt.shape), "length": length}, prompt=fits, length=(length >= 0, "0 or more"))
     options, cache, was_training = Sampling(**sampling), Cache() if use_cache else None, model.training
     model.eval()
     ids, new, done = prompt, prompt[:, -1:].cpu(), torch.zeros(len(prompt), 1, dtype=torch.bool)

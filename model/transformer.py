@@ -1,4 +1,4 @@
-"""The hierarchical transformer: parallel levels of a byte stream, merged after every layer to predict the next byte."""
+"""The hierarchical transformer: parallel levels of a byte stream, merged layer by layer to predict the next byte."""
 
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
@@ -70,7 +70,8 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
         self.match_embs = nn.ModuleList(nn.Embedding(1 + config.num_tokens, max(self.dims)) for _ in config.matches)
         self.ngram_dropout = nn.Dropout1d(config.ngram_dropout)  # of whole embeddings
         self.levels = nn.ModuleList(Level(level, config, max(self.dims)) for level in levels)
-        self.merges = nn.ModuleList(Merge(levels, self.targets) for _ in range(self.layers if len(levels) > 1 else 0))
+        heard = {k - 1 for i in self.targets for k in levels[i].layers} | {self.layers - 1} if levels[1:] else {}
+        self.merges = nn.ModuleDict({str(k): Merge(levels, self.targets) for k in range(self.layers) if k in heard})
         self.to_logits = nn.Linear(sum(self.dims[i] for i in self.heads), config.num_tokens, bias=False)
         self.losses = build_losses(config, max(self.dims))
         read = {*map(str, self.heads), *(i for modules in self.losses.values() for i in modules)}
@@ -139,8 +140,8 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
             for i, level in due.items():
                 if str(layer) in level.blocks:
                     tokens[i] = level.blocks[str(layer)](tokens[i], rotary[i], cache)
-            if self.merges and not due.keys().isdisjoint(self.targets):
-                tokens = self.merges[layer](tokens, n, cache)
+            if str(layer) in self.merges and not due.keys().isdisjoint(self.targets):
+                tokens = self.merges[str(layer)](tokens, n, cache)
         return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if int(i) in due}
 
     def generate_model_card(self, *args, **kwargs) -> ModelCard:

@@ -35,7 +35,7 @@ def averaging(model: HierarchicalTransformer) -> Generator[dict[nn.Module, Tenso
         levels = [align(tokens[i], stride, merge.stride, n) for i, stride in enumerate(merge.strides)]
         add(merge, merge.norm(torch.cat(levels, dim=-1)))
 
-    hooks = [merge.register_forward_pre_hook(of_merge) for merge in model.merges]
+    hooks = [merge.register_forward_pre_hook(of_merge) for merge in model.merges.values()]
     hooks += [model.norms[str(i)].register_forward_hook(lambda norm, _, output: add(norm, output)) for i in model.heads]
     try:
         yield means
@@ -54,10 +54,10 @@ def without(model: HierarchicalTransformer, i: int, means: dict[nn.Module, Tenso
     division is as it was, and only what the level knows of the text is gone. A level that nothing listens to changes
     nothing, to the bit. Weights and hooks are put back at the end.
     """
-    touched = [p for merge in model.merges for p in (merge.norm.weight, merge.to_hidden.bias)]
+    touched = [p for merge in model.merges.values() for p in (merge.norm.weight, merge.to_hidden.bias)]
     saved, hooks = [p.detach().clone() for p in touched], []
     try:
-        for merge in model.merges:
+        for merge in model.merges.values():
             own = slice(sum(merge.dims[:i]), sum(merge.dims[: i + 1]))
             merge.to_hidden.bias.data += merge.to_hidden.weight.data[:, own] @ means[merge][own]
             merge.norm.weight.data[own] = 0

@@ -208,3 +208,19 @@ def test_the_same_generator_gives_the_same_bytes():
     ]
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
     assert not torch.equal(draws[0][0], draws[0][1])
+
+
+@pytest.mark.parametrize(
+    ("config", "merges"),
+    [
+        ({"depth": 3}, "012"),
+        ({"depth": (1, 5)}, "34"),  # the fine level's one layer is the last
+        ({"depth": (2, 5)}, "134"),  # its layers are 2 and 4
+        ({"depth": (5, 1)}, "01234"),
+        ({"depth": (1, 5), "hierarchy_merge_all": True}, "01234"),
+        ({"depth": 3, "hierarchies": 1}, ""),
+    ],
+)
+def test_levels_are_merged_where_one_listens_before_the_next_merge(config, merges):
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "seq_len": 8, "hierarchies": (1, 4)} | config)
+    assert [*model.merges] == list(merges)

@@ -42,10 +42,10 @@ def on_paper(model: HierarchicalTransformer, means: dict, replaced: int | None) 
             for i, t in tokens.items()
         }
 
-    for merge in model.merges:
+    for merge in model.merges.values():
         merge.forward = partial(merged, merge)
     outputs = model.embed(IDS)
-    for merge in model.merges:
+    for merge in model.merges.values():
         del merge.forward
     outputs = [align(heard("head", i, outputs[str(i)]), model.levels[i].stride, 1, IDS.shape[1]) for i in model.heads]
     return model.to_logits(torch.cat(outputs, dim=-1))
@@ -79,7 +79,7 @@ def test_a_level_that_is_left_out_says_its_mean(shape):
 @torch.no_grad()
 def test_a_level_that_nothing_listens_to_adds_exactly_nothing():
     model = build(depth=2, hierarchies=(1, 4), dim=(16, 24))
-    for merge in model.merges:
+    for merge in model.merges.values():
         merge.to_hidden.weight[:, 16:] = 0
     whole = model(IDS)
     with averaging(model) as means:
