@@ -10,31 +10,33 @@ from statistics import mean
 
 from jsonargparse.typing import PositiveFloat
 
-from benchmarks.race import LEVELS, SAME, SMALL, score_of, shrunk
+from benchmarks.race import LEVELS, OUR_TRAINING, SAME, score_of, shrunk
 from benchmarks.racing import Race, racing_parser
 from benchmarks.timing import table
 from benchmarks.trials import Entry
 from training.command_line import user_errors
 from training.config import TrainConfig
 
-BASE = SAME | SMALL | LEVELS
+BASE = SAME | LEVELS
 CHANGES = [  # arguments of the model, or fields of TrainConfig
-    {"hierarchical_stride": (1, 2)},
     {"hierarchies": (1, 2)},
     {"hierarchies": (1, 8)},
-    {"hierarchies": (1, 4, 16), "window_sizes": (64, None, None)},
+    {"hierarchies": (1, 4, 16), "depth": (1, 5, 5), "window_sizes": (32, 256, None)},
+    {"hierarchical_stride": (1, 2)},
     {"dim": 192, "heads": 3},
+    {"dim": 96, "heads": 2},
     {"dim": (64, 128), "heads": (1, 2)},
-    {"dim": (128, 256), "heads": (2, 4)},
-    {"depth": 2},
-    {"depth": 4},
+    {"depth": (1, 2)},
     {"depth": (1, 3)},
+    {"depth": (1, 8)},
+    {"depth": (2, 5)},
     {"depth": (3, 1)},
-    {"window_sizes": (16, None)},
+    {"depth": 3},
+    {"window_sizes": (0, 256)},
+    {"window_sizes": (16, 256)},
+    {"window_sizes": (128, 256)},
+    {"window_sizes": (32, 64)},
     {"window_sizes": (32, None)},
-    {"window_sizes": (128, None)},
-    {"window_sizes": (None, None)},
-    {"window_sizes": (64, 32)},
     {"hierarchy_merge_all": True},
     {"predict_use_all_hierarchy": True},
     {"compress_type": "mean"},
@@ -50,18 +52,21 @@ CHANGES = [  # arguments of the model, or fields of TrainConfig
     {"ngram_rows": 4096},
     {"ngram_rows": 65536},
     {"ngram_dropout": 0.0},
-    {"ngram_dropout": 0.5},
+    {"ngram_dropout": 0.25},
     {"matches": ()},
     {"matches": (4, 6, 8)},
+    {"matches": (2, 3, 4, 5, 6, 7, 8, 10, 12, 16, 24)},
     {"qk_norm": True},
     {"kv_heads": 1},
     {"rotary_xpos": True},
     {"ff_mult": (2, 4)},
     {"ff_mult": 2},
-    {"seq_len": 256},
+    {"seq_len": 512, "window_sizes": (32, None)},
     {"seq_len": 1024},
-    {"dropout": 0.1},
-    {"optimizer": "muon"},
+    {"seq_len": 4096},
+    {"dropout": 0.0},
+    {"dropout": 0.2},
+    {"optimizer": "adamw"},
     {"weight_decay": 0.0},
     {"weight_decay": 0.3},
 ]
@@ -110,7 +115,7 @@ def entry_of(change: dict, quick: bool) -> Entry:
     """The base with a change."""
     train = {name: value for name, value in change.items() if name in TrainConfig.__dataclass_fields__}
     model = BASE | {name: value for name, value in change.items() if name not in train}
-    return Entry("ours", shrunk(model) if quick else model, train)
+    return Entry("ours", shrunk(model) if quick else model, OUR_TRAINING | train)
 
 
 def row(name: str, result: dict, base: dict) -> dict:

@@ -23,23 +23,24 @@ from benchmarks.trials import Entry
 from training.command_line import user_errors
 
 SAME = {"num_tokens": 256, "seq_len": 512, "dim_head": 64}
-SMALL = {"ngrams": (2, 3, 4, 5, 6), "dim": 128, "depth": 3, "heads": 2}  # configs/flat.yaml; with LEVELS, enwik8-small
-LEVELS = {"hierarchies": (1, 4), "window_sizes": (64, None)}
+LOOKUPS = {"ngrams": (2, 3, 4, 5, 6), "ngram_dropout": 0.5, "matches": (3, 4, 5, 6, 8, 12, 16)}
+SMALL = LOOKUPS | {"seq_len": 2048, "dim": 128, "heads": 2, "dropout": 0.1}
+FLAT = SMALL | {"depth": 3, "window_sizes": 128}  # configs/flat.yaml
+LEVELS = SMALL | {"hierarchies": (1, 4), "depth": (1, 5), "window_sizes": (32, 256)}  # configs/enwik8-small.yaml
+OUR_TRAINING = {"optimizer": "muon"}
 NEAR = {"hierarchies": (1, 2), "hierarchical_stride": 1, "window_sizes": (32, 64)}  # the reference's own
+AFAR = {"hierarchies": (1, 4), "hierarchical_stride": (1, 4), "window_sizes": (64, None)}  # and at a stride of 4
 HOURGLASS = {"depth": (1, 4, 1), "shorten_factor": 4}
 MODERN = {"use_rmsnorm": True, "ff_glu": True, "ff_swish": True, "ff_no_bias": True, "shift_tokens": 1}
 SIZES = {  # contender and size: its builder in benchmarks.contenders, and arguments beside those of SAME
-    ("flat", "128 × 3, n-grams"): ("ours", SMALL),
-    ("flat", "192 × 4, n-grams"): ("ours", SMALL | {"dim": 192, "depth": 4, "heads": 3}),
-    ("hierarchical", "128, 128 × 3, n-grams"): ("ours", SMALL | LEVELS),
-    ("hierarchical", "128, 192 × 3, n-grams"): (
-        "ours",
-        SMALL | LEVELS | {"dim": (128, 192), "heads": (2, 3), "ff_mult": (2, 4)},
-    ),
+    ("flat", "128 × 3"): ("ours", FLAT),
+    ("flat", "192 × 4"): ("ours", FLAT | {"dim": 192, "heads": 3, "depth": 4}),
+    ("hierarchical", "128 × 1, 5"): ("ours", LEVELS),
+    ("hierarchical", "192 × 1, 6"): ("ours", LEVELS | {"dim": 192, "heads": 3, "depth": (1, 6)}),
     ("reference", "192 × 4"): ("reference", NEAR | {"dim": 192, "depth": 4, "heads": 3}),
     ("reference", "128, 256 × 4, stride 4"): (
         "reference",
-        LEVELS | {"hierarchical_stride": (1, 4), "dim": (128, 256), "depth": 4, "heads": (2, 4), "ff_mult": (2, 4)},
+        AFAR | {"dim": (128, 256), "depth": 4, "heads": (2, 4), "ff_mult": (2, 4)},
     ),
     ("hourglass", "192 × 1, 4, 1"): ("hourglass", HOURGLASS | {"dim": 192, "heads": 3}),
     ("hourglass", "256 × 1, 4, 1, linear"): (
@@ -69,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         if unknown:
             raise ValueError(f"contenders: got {unknown}, allowed: {', '.join(CONTENDERS)}")
         entries = {
-            (contender, size): Entry(builder, shrunk(SAME | model) if args.quick else SAME | model)
+            (contender, size): entry_of(builder, SAME | model, args.quick)
             for (contender, size), (builder, model) in SIZES.items()
             if contender in args.contenders
         }
@@ -89,6 +90,11 @@ def main(argv: list[str] | None = None) -> None:
     print(table([row(f"{contender}, {line['size']}", line) for contender, line in outcome.items()]))
     print(race.folder / "race.png")
     print(json.dumps(race.circumstances() | {"minutes": args.minutes, "contenders": outcome}))
+
+
+def entry_of(builder: str, model: dict, quick: bool) -> Entry:
+    """What is raced, in miniature if it is to be quick."""
+    return Entry(builder, shrunk(model) if quick else model, OUR_TRAINING if builder == "ours" else {})
 
 
 def shrunk(model: dict) -> dict:

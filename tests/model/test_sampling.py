@@ -46,7 +46,7 @@ def test_without_options_nothing_is_filtered():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": torch.zeros(1, 0, dtype=torch.long)}, r"prompt: got \(1, 0\), allowed: \(b n\) with at least one token"),
+        ({"prompt": torch.zeros(1, 0, dtype=torch.long)}, r"prompt: got \(1, 0\), allowed: \(b n\) with at least"),
         ({"length": -1}, "length: got -1"),
         ({"temperature": -0.5}, "temperature: got -0.5"),
         ({"top_k": 0}, "top_k: got 0"),
