@@ -36,7 +36,7 @@ SIZES = {  # contender and size: its builder in benchmarks.contenders, and argum
     ("flat", "128 × 3"): ("ours", FLAT),
     ("flat", "192 × 4"): ("ours", FLAT | {"dim": 192, "heads": 3, "depth": 4}),
     ("hierarchical", "128 × 1, 5"): ("ours", LEVELS),
-    ("hierarchical", "192 × 1, 6"): ("ours", LEVELS | {"dim": 192, "heads": 3, "depth": (1, 6)}),
+    ("hierarchical", "128 × 1, 3"): ("ours", LEVELS | {"depth": (1, 3)}),
     ("reference", "192 × 4"): ("reference", NEAR | {"dim": 192, "depth": 4, "heads": 3}),
     ("reference", "128, 256 × 4, stride 4"): (
         "reference",

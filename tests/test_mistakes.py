@@ -65,8 +65,8 @@ TEN = [
     ),
     (
         train,
-        [*CONFIG, "--model.window_sizes=[512,null]"],
-        "model.window_sizes: got [512, None], allowed: null, or 0 to",
+        [*CONFIG, "--model.window_sizes=[2048,null]"],
+        "model.window_sizes: got [2048, None], allowed: null, or 0 to",
     ),
     (
         train,
