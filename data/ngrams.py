@@ -16,8 +16,8 @@ FACTOR, MIX = 1_000_003, 0x9E3779B1  # a prime, and 2³² over the golden ratio 
 def ngram_hashes(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Tensor]:
     """For each of `orders`, which increase from 2, a hash of the n-gram that ends at each of ids (b n): int64 (b n).
 
-    Bytes before the first are taken as zeros. Hash t depends on bytes t - order + 1 … t alone. It wraps around at 64 bits,
-    so that of n-grams up to three bytes no two share one, and of longer ones hardly any two of a text.
+    Bytes before the first are taken as zeros. Hash t depends on bytes t - order + 1 … t alone. It wraps around at 64
+    bits, so that of n-grams up to three bytes no two share one, and of longer ones hardly any two of a text.
     """
     hashed = ids.long()
     for order in range(2, max(orders, default=1) + 1):
