@@ -10,7 +10,7 @@ from statistics import mean
 
 from jsonargparse.typing import PositiveFloat
 
-from benchmarks.race import LEVELS, OUR_TRAINING, SAME, score_of, shrunk
+from benchmarks.race import LEVELS, SAME, entrant, score_of
 from benchmarks.racing import Race, racing_parser
 from benchmarks.timing import table
 from benchmarks.trials import Entry
@@ -115,7 +115,7 @@ def entry_of(change: dict, quick: bool) -> Entry:
     """The base with a change."""
     train = {name: value for name, value in change.items() if name in TrainConfig.__dataclass_fields__}
     model = BASE | {name: value for name, value in change.items() if name not in train}
-    return Entry("ours", shrunk(model) if quick else model, OUR_TRAINING | train)
+    return entrant("ours", model, quick, **train)
 
 
 def row(name: str, result: dict, base: dict) -> dict:

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
         if unknown:
             raise ValueError(f"contenders: got {unknown}, allowed: {', '.join(CONTENDERS)}")
         entries = {
-            (contender, size): entry_of(builder, SAME | model, args.quick)
+            (contender, size): entrant(builder, SAME | model, args.quick)
             for (contender, size), (builder, model) in SIZES.items()
             if contender in args.contenders
         }
@@ -92,9 +92,9 @@ def main(argv: list[str] | None = None) -> None:
     print(json.dumps(race.circumstances() | {"minutes": args.minutes, "contenders": outcome}))
 
 
-def entry_of(builder: str, model: dict, quick: bool) -> Entry:
-    """What is raced, in miniature if it is to be quick."""
-    return Entry(builder, shrunk(model) if quick else model, OUR_TRAINING if builder == "ours" else {})
+def entrant(builder: str, model: dict, quick: bool, **train) -> Entry:
+    """What is raced, in miniature if it is to be quick; `train` changes how it is trained."""
+    return Entry(builder, shrunk(model) if quick else model, (OUR_TRAINING if builder == "ours" else {}) | train)
 
 
 def shrunk(model: dict) -> dict:

@@ -40,8 +40,8 @@ def ngram_rows(ids: Tensor, orders: tuple[int, ...], rows: int, last: int) -> It
 
 
 def ngram_matches(ids: Tensor, orders: tuple[int, ...], reach: int, last: int) -> Iterator[Tensor]:
-    """For each of `orders`, what followed the n-gram that ends at each of the `last` of ids (b n) when it last stood
-    there before, as 1 + the byte: int64 (b last), 0 where it did not.
+    """For each of `orders`, what followed where the n-gram that ends at each of the `last` of ids (b n) last stood
+    before, as 1 + the byte: int64 (b last), 0 where it did not stand before.
 
     All of it lies within the last `reach` bytes, which alone count. It is the match model of compressors such as lpaq
     (https://mattmahoney.net/dc/#lpaq), or an n-gram head (arXiv 2401.12973) that looks at its latest match.

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 from data.checks import is_increasing, is_number, require
 
-LOSSES = "recon", "prophet", "next_latent", "quantizer"
 # What each level's value of an argument may be: in words, and as a test of the value v on a level of compression c.
 PER_LEVEL = {
     "dim": ("at least 2", lambda v, c: is_number(v, 2, int)),
@@ -19,7 +18,6 @@ PER_LEVEL = {
     "compress_mult": ("above 0", lambda v, c: is_number(v, 0) and v > 0),
     "window_sizes": ("null, or 0 and above", lambda v, c: v is None or is_number(v, 0, int)),
     "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_number(v, 1, int) and c % v == 0),
-    **{f"{loss}_loss_weight": ("0 or above", lambda v, c: is_number(v, 0)) for loss in LOSSES},
 }
 
 
@@ -149,3 +147,6 @@ class ModelConfig:
     def to_dict(self) -> dict:
         """Plain JSON values, one for each argument."""
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+
+PER_LEVEL |= {n: ("0 or above", lambda v, c: is_number(v, 0)) for n in vars(ModelConfig) if n.endswith("_loss_weight")}

@@ -40,9 +40,8 @@ class Level(nn.Module):
         origin = cache.setdefault(self, middle) if cache is not None else middle
         if cache is not None and self.rotary.xpos and middle - origin > 8 * XPOS_SCALE_BASE:  # before scales overflow
             fade = self.rotary.scale ** ((middle - origin) / XPOS_SCALE_BASE)
-            for block in self.blocks.values():
-                if block.attn is not None:
-                    cache[block.attn].ring[0].mul_(fade)
+            for attn in (block.attn for block in self.blocks.values() if block.attn is not None):
+                cache[attn].ring[0].mul_(fade)
             cache[self] = origin = middle
         return tokens, self.rotary(positions // self.chains, origin)
 
@@ -130,7 +129,7 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
             x = x + self.ngram_dropout(emb(rows))
         for emb, next_ in zip(self.match_embs, ngram_matches(ids, config.matches, config.seq_len, n), strict=True):
             x = x + emb(next_)
-        x = after_past(x, max(self.config.per_level("hierarchies")) - 1, cache, self.token_emb)
+        x = after_past(x, max(config.per_level("hierarchies")) - 1, cache, self.token_emb)
         due = {i: level for i, level in enumerate(self.levels) if not cache or cache.length % level.stride == 0}
         tokens, rotary = {}, {}
         for i, level in due.items():

@@ -26,7 +26,7 @@ from training.config import TrainConfig
 
 TINY = {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "seq_len": 32}
 ENTRIES = {
-    ", ".join(names): race.entry_of(builder, race.SAME | model, quick=True)
+    ", ".join(names): race.entrant(builder, race.SAME | model, quick=True)
     for names, (builder, model) in race.SIZES.items()
 }
 
