@@ -26,6 +26,7 @@ from training.evaluation import FIRST_BYTE, bits_per_byte, window_nats
 from training.files import replace
 from training.loading import best_device
 from training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from training.speed import keep_freed_memory
 
 POINTS, POINT_BYTES = 10, 1 << 15  # of a final trial's curve, evenly spread: the beginning of the validation split
 END_BYTES = 1 << 16  # the same of the other trials, which are validated at their end alone
@@ -91,6 +92,7 @@ def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
     """
     device = torch.device(best_device())
     torch.set_num_threads(1)
+    keep_freed_memory()
     corpus, config, seq_len = open_corpus(data), trial.schedule(), trial.entry.model["seq_len"]
     torch.manual_seed(trial.seed)
     contender = trial.entry.build()

@@ -25,18 +25,19 @@ class Attend(nn.Module):
             raise ValueError(f"window_size: got {window_size} with causal={causal}, allowed: 1 or more, causal only")
         self.causal, self.use_flash_attn, self.window_size = causal, use_flash_attn, window_size
 
-    def kernel(self, queries: int, keys: int, dim_head: int, device: str) -> str:
-        """What computes so many queries over so many keys on a type of device: plain, sdpa, flex or block-local."""
+    def kernel(self, queries: int, keys: int, dim_head: int, device: str, dtype: torch.dtype) -> str:
+        """What computes so many queries over so many keys: plain, sdpa, flex or block-local."""
         if not self.use_flash_attn:
             return "plain"
-        if self.window_size is None or self.window_size >= keys or queries != keys:
-            return "sdpa"
-        return "flex" if device == "cuda" and dim_head >= 16 else "block-local"  # flex's least width
+        if self.window_size is not None and self.window_size < keys == queries:
+            return "flex" if device == "cuda" and dim_head >= 16 else "block-local"  # flex's least width
+        slow = device == "cpu" and dtype.itemsize == 2 and 1 < queries <= 512  # SDPA (benchmarks/NOTES.md)
+        return "plain" if slow else "sdpa"
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         queries, keys = q.shape[-2], k.shape[-2]
         past, window = keys - queries, min(self.window_size or keys, keys)
-        kernel = self.kernel(queries, keys, q.shape[-1], q.device.type)
+        kernel = self.kernel(queries, keys, q.shape[-1], q.device.type, q.dtype)
         if kernel == "flex":
             from model.flex import compiled, flex_attention, window_blocks  # takes a second
 
@@ -54,13 +55,12 @@ class Attend(nn.Module):
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
-    """Attention as it is written on paper, softmax in at least float32."""
+    """Attention as it is written on paper. PyTorch's softmax sums in float32 at least."""
     k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
-    scores = einsum(q, k, "b h i d, b h j d -> b h i j") * q.shape[-1] ** -0.5
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if visible is not None:
-        scores = scores.masked_fill(~visible, -torch.inf)
-    return einsum(scores.softmax(dim=-1).to(v.dtype), v, "b h i j, b h j d -> b h i d")
+    scores = einsum(q * q.shape[-1] ** -0.5, k, "b h i d, b h j d -> b h i j")
+    if visible is not None:  # added, as the gradient of a sum is free
+        scores = scores + torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, -torch.inf)
+    return einsum(scores.softmax(dim=-1), v, "b h i j, b h j d -> b h i d")
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, is_causal: bool = False) -> Tensor:
@@ -75,11 +75,9 @@ def masked(attention, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tenso
 
 
 def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Tensor | None) -> Tensor:
-    """Causal attention over exactly `window` keys in time and memory that grow with n · window, never n².
-
-    The queries of a block see the keys of their own block and the `window` keys before it, masked to the exact window.
-    Blocks stand in the batch axis and everything else in the heads, so that one mask per block serves all of them.
-    """
+    """Causal attention over exactly `window` keys in time and memory that grow with n · window, never n²: a block of
+    queries sees its own keys and the `window` before them, masked to the exact window. Blocks stand in the batch axis
+    and everything else in the heads, so that one mask per block serves all of them."""
     batch, heads, n, _ = q.shape
     block = max(window, 64)  # smaller ones leave SDPA too little to do
     padding = -n % block

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from model.block import Block
 from model.levels import Merge
 from training.config import Config, TrainConfig
+from training.speed import keep_freed_memory
 
 
 def build_accelerator(config: Config) -> Accelerator:
@@ -48,6 +49,7 @@ def build_accelerator(config: Config) -> Accelerator:
     if accelerator.device.type == "cpu":  # `accelerate launch` leaves a process one thread
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
         torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+        keep_freed_memory()
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
     return accelerator

@@ -1,5 +1,7 @@
 """How fast a machine could be, and how much work a model is: floating-point operations, counted and measured."""
 
+import ctypes
+import platform
 import time
 
 import torch
@@ -35,6 +37,16 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) 
         synchronize(device)
         best = max(best, 2 * n**3 / (time.perf_counter() - begun))
     return best
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep the memory that it frees, for what it needs next. Left alone, glibc gives the gradients of
+    large tables back after each step, and the system clears every page of them anew in the next one."""
+    if platform.libc_ver()[0] == "glibc":
+        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
+        libc = ctypes.CDLL(None)
+        libc.mallopt(m_mmap_threshold, 32 << 20)  # the most that it takes
+        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
 def synchronize(device: torch.device) -> None:

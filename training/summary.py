@@ -26,11 +26,12 @@ def introduce(
     train, threads = config.train, torch.get_num_threads()
     sequences = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
     sizes = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
+    dtype = torch.float32 if accelerator.mixed_precision == "no" else torch.bfloat16  # or the other of 16 bits
     print(f"device      {accelerator.device}, {accelerator.num_processes} process(es), {threads} threads")
     print(f"precision   {'float32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}")
     print(f"corpus      {corpus.name}: {sizes} bytes, from {corpus.source}")
     print(f"parameters  {sum(parts.values()):,}: " + ", ".join(f"{name} {size:,}" for name, size in parts.items()))
-    print(f"attention   {attention_kernels(config.model, accelerator.device.type)}")
+    print(f"attention   {attention_kernels(config.model, accelerator.device.type, dtype)}")
     print(f"compute     {human(3 * flops)}FLOPs to train on a byte ({human(flops)}forward)")
     print(f"run         {train.max_steps:,} steps of {sequences} × {config.model.seq_len} bytes, in {config.run_dir}")
 
@@ -72,13 +73,13 @@ def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
     return parts
 
 
-def attention_kernels(config: ModelConfig, device: str) -> str:
+def attention_kernels(config: ModelConfig, device: str, dtype: torch.dtype) -> str:
     """What computes the attention of each level at full length on a type of device, in a line."""
     kernels = []
     for level in config.levels:
         attend = Attend(causal=True, use_flash_attn=config.use_flash_attn, window_size=level.window or None)
         keys = ceil(config.seq_len / level.compression)
-        kernel = attend.kernel(keys, keys, level.dim_head, device) if level.window else "none"
+        kernel = attend.kernel(keys, keys, level.dim_head, device, dtype) if level.window else "none"
         kernels.append(f"{level.compression}x {kernel}, {min(level.window, keys)} of {keys} keys")
     return "; ".join(kernels)
 
