@@ -28,7 +28,7 @@ TINY = """
 model: {dim: [16, 24], depth: 1, seq_len: 32, dim_head: 8, heads: 2, hierarchies: [1, 4], window_sizes: [8, null]}
 data: {name: files}
 train: {max_steps: 12, batch_size: 4, warmup_steps: 2, log_every: 3, validate_every: 6, validate_bytes: 640,
-        sample_every: 0, sample_length: 16, checkpoint_every: 5, learning_rate: 0.01}
+        sample_every: 0, sample_length: 16, checkpoint_every: 5, learning_rate: 0.01, mixed_precision: 'no'}
 wandb: {mode: disabled}
 """
 

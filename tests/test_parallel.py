@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ WAYS = {  # processes x sequences a process x accumulation: always 8 sequences a
     "1x2x4": (ONE, "--train.batch_size=2", "--train.gradient_accumulation_steps=4"),
     "2x2x2": (TWO, "--train.batch_size=2", "--train.gradient_accumulation_steps=2"),
 }
+CPU_INFO = Path("/proc/cpuinfo")
+CPU_FLAGS = set(CPU_INFO.read_text().split()) if CPU_INFO.exists() else set()
 ALL_LOSSES = ("recon", "prophet", "next_latent", "quantizer")
 
 
@@ -138,6 +141,13 @@ def test_accelerate_s_own_switch_compiles_the_blocks(train):
     _, done = train("dynamo", "--train.max_steps=1", launcher=launcher, TORCH_LOGS="graph_code")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("TRACED GRAPH") == 3
+
+
+@pytest.mark.skipif(not CPU_FLAGS or torch.accelerator.is_available(), reason="asks Linux, and about the CPU")
+def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(train):
+    _, done = train("auto", "--train.mixed_precision=auto", "--train.max_steps=1")
+    expected = "bf16" if {"avx512_bf16", "amx_bf16"} & CPU_FLAGS else "float32"
+    assert f"precision   {expected}\n" in done.stdout, done.stderr
 
 
 def test_fp16_without_a_gpu_is_refused(train):

@@ -47,7 +47,7 @@ class TrainConfig:
     seed: int = 0
     """of the weights, the batches, dropout and samples"""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """auto = what `accelerate launch` was told, else bf16 on a GPU that has it, else no"""
+    """auto = what `accelerate launch` was told, else bf16 on a GPU or CPU that has it, else no"""
     tf32: bool = False
     """let a GPU multiply float32 matrices in TF32: faster, with 10 bits of mantissa"""
     compile: bool = False

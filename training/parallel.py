@@ -29,7 +29,7 @@ def build_accelerator(config: Config) -> Accelerator:
     precision = config.train.mixed_precision
     if precision == "auto":
         precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if precision == "no" and torch.cuda.is_available() and torch.cuda.is_bf16_supported():
+        if precision == "no" and is_quick_in_bf16():
             precision = "bf16"
     sharding = sharding_plugin() if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else None
     accelerator = Accelerator(
@@ -53,6 +53,14 @@ def build_accelerator(config: Config) -> Accelerator:
     if accelerator.device.type == "cuda":
         torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
     return accelerator
+
+
+def is_quick_in_bf16() -> bool:
+    """Whether the GPU, or else the CPU, has instructions for products in bfloat16."""
+    if torch.accelerator.is_available():
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return known.get("avx512_bf16", False) or known.get("amx_bf16", False)
 
 
 def sharding_plugin() -> FullyShardedDataParallelPlugin:
