@@ -124,7 +124,7 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
         require({"ids": f"{n} bytes a row"}, ids=(not cache or n == 1, "1 when the cache is not empty"))
         if cache is not None:
             ids = torch.cat((cache.get(self, ids[:, :0]), ids), dim=1)
-            cache[self] = ids[:, -max((config.seq_len, *config.ngrams)) :]
+            cache[self] = ids[:, -max((config.seq_len if config.matches else 1, *config.ngrams)) :]
         for emb, rows in zip(self.ngram_embs, ngram_rows(ids, config.ngrams, config.ngram_rows, n), strict=True):
             x = x + self.ngram_dropout(emb(rows))
         for emb, next_ in zip(self.match_embs, ngram_matches(ids, config.matches, config.seq_len, n), strict=True):
