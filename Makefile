@@ -2,7 +2,7 @@
 .PHONY: install train test lint bench
 
 install:
-	pip install -r requirements.txt
+	pip install -r requirements.txt -r benchmarks/requirements.txt
 
 train:
 	accelerate launch train.py --config configs/quickstart.yaml

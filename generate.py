@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--top-p", type=float | None, help="draw from the likeliest bytes that sum to this")
     parser.add_argument("--min-p", type=float | None, help="draw from bytes this likely beside the likeliest")
     parser.add_argument("--repetition-penalty", type=float, default=1.0, help="against bytes seen before")
-    parser.add_argument("--stop", type=str | None, help="characters that end a sample, such as a newline")
+    parser.add_argument("--stop", type=str | None, help="ASCII characters that end a sample, such as a newline")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the draw")
     parser.add_argument("--num-samples", type=PositiveInt, default=1, help="samples of the same prompt")
     parser.add_argument("--no-cache", action="store_true", help="compute everything again for every byte")
@@ -46,24 +46,28 @@ def main(argv: list[str] | None = None) -> None:
         fail("prompt: got neither or both of --prompt and --score, allowed: one of them")
     if args.heatmap is not None and args.score is None:
         fail(f"heatmap: got {args.heatmap} without --score, allowed: with the --score FILE that it shows")
+    if not (args.stop or "").isascii():
+        fail(f"stop: got {args.stop}, allowed: ASCII characters, which are a byte each")
     with user_errors():
         model = load_model(Path(args.run_dir), args.device)
         if args.score is not None:
             return score(model, args)
         lay_out_for_decoding(model)
+        stop = (args.stop or "").encode()
         prompt = to_ids(args.prompt).expand(args.num_samples, -1).to(args.device)
         tokens = model.stream(
             prompt,
             args.length,
             use_cache=not args.no_cache,
             generator=torch.Generator().manual_seed(args.seed),
-            stop=tuple((args.stop or "").encode()),
+            stop=tuple(stop),
             **{name: getattr(args, name) for name in SAMPLING},
         )
         if args.num_samples == 1 and not args.json:
             return write_as_it_comes(args.prompt, tokens)
         new = list(tokens)
     for row in torch.stack(new, dim=1) if new else prompt[:, :0]:
+        row = row[: next((i + 1 for i, byte in enumerate(row.tolist()) if byte in stop), len(row))]
         text = to_text(row)
         line = {"prompt": args.prompt, "text": text, "bytes": row.tolist(), "seed": args.seed}
         print(json.dumps(line) if args.json else args.prompt + text)

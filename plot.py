@@ -104,6 +104,11 @@ def loss_range(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, floa
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
+def unit_of_time(seconds: float) -> tuple[int, str]:
+    """What an axis so long counts in: how many seconds that is, and its name."""
+    return (1, "s") if seconds < 300 else (60, "min") if seconds < 7200 else (3600, "h")
+
+
 def draw(runs: dict[str, list[dict]], by: str = "step"):
     """The matplotlib Figure of runs, given as name: lines.
 
@@ -125,7 +130,7 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
             raise ValueError(f"by: got {by}, but no line of {name} has {key!r}, allowed: {others or 'none'}")
     end, unit = max(series(lines, key, key)[0].max() for lines in runs.values()), 1
     if by == "time":
-        unit, unit_name = (1, "s") if end < 300 else (60, "min") if end < 7200 else (3600, "h")
+        unit, unit_name = unit_of_time(end)
         x_label += f" ({unit_name})"
     panels = {}
     for panel in (*PANELS, "validation_bits_per_byte"):

@@ -57,14 +57,15 @@ def main(argv: list[str] | None = None) -> None:
         set_seed(train.seed, device_specific=True)  # no two processes drop out the same
         monitor = Monitor(accelerator, model, 3 * flops)
         model, optimizer = prepare(accelerator, model, build_optimizer(model, train), train)
-        state, checkpoint = RunState(), newest_whole_checkpoint(run_dir) if config.resume else None
+        global_batch_size = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
+        state = RunState(sequences=global_batch_size)
+        checkpoint = newest_whole_checkpoint(run_dir) if config.resume else None
         if checkpoint is not None:
             with user_errors():
-                state = load_checkpoint(accelerator, checkpoint)
+                state = load_checkpoint(accelerator, checkpoint, global_batch_size)
             accelerator.print(f"resuming from {checkpoint}")
         dashboard = Dashboard(accelerator, config, state, dashboard_mode)
         metrics = MetricsFile(run_dir / "metrics.jsonl") if accelerator.is_main_process else None
-        global_batch_size = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
         progress = Progress(train, state.step, global_batch_size * seq_len, accelerator.is_main_process)
         watched = any(gather_object([not progress.bar.disable]))  # by somebody who sees the time that is left
         if checkpoint is None:  # so that there is something to go on from, and a full disk is met now
@@ -196,7 +197,7 @@ def sample(
 ) -> str:
     """A text that goes on from the first line of a split, behind a bar. Every process calls this, and gets the same."""
     text = data[:4096].tobytes()
-    text = text[text.find(b"\n") + 1 :][:64]  # from the beginning of a line, if there is one
+    text = text[text.find(b"\n") + 1 :][:64] or text[:64]  # from the beginning of a line, if there is one
     ids = torch.tensor([list(text)], device=accelerator.device)
     generator = torch.Generator().manual_seed(seed)
     with accelerator.autocast(), torch.compiler.set_stance("force_eager"):

@@ -8,7 +8,7 @@ import argparse
 import json
 import multiprocessing
 import time
-from math import log
+from math import log, nan
 
 import torch
 
@@ -49,7 +49,7 @@ def measure(options: dict, n: int, rounds: int, threads: int) -> dict:
 def slope(results: list[dict], what: str) -> float:
     """Exponent of growth between the middle length and the last one."""
     first, last = results[(len(results) - 1) // 2], results[-1]
-    return log(last[what] / first[what]) / log(last["n"] / first["n"])
+    return log(last[what] / first[what]) / log(last["n"] / first["n"]) if len(results) > 1 else nan
 
 
 def main() -> None:
@@ -58,9 +58,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f"rounds: got {args.rounds}, allowed: 1 or above")
     results, rows = {}, []
     for name, (options, longest) in PATHS.items():
         lengths = [n for n in args.lengths if n <= longest]
+        if not lengths:
+            continue
         results[name] = []
         for n in lengths:
             with multiprocessing.get_context("spawn").Pool(1) as pool:

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import contenders
-from benchmarks.timing import synchronize
 from training.monitor import peak_memory
+from training.speed import synchronize
 
 
 def step_memory(kind: str, config: dict, batch: int, bf16: bool, threads: int) -> int:
@@ -35,7 +35,7 @@ def _step_memory(kind: str, config: dict, batch: int, bf16: bool, threads: int) 
     contenders.training_step(contender, short, bf16)()
     before = peak_bytes(reset=True)
     step()
-    synchronize()
+    synchronize(torch.device(device))
     return peak_bytes() - before
 
 

@@ -4,7 +4,7 @@ from math import isfinite, nan
 from pathlib import Path
 from statistics import mean
 
-from plot import COLOURS, MARKERS
+from plot import COLOURS, MARKERS, unit_of_time
 from training.files import replace
 
 
@@ -29,7 +29,7 @@ def plot(results: dict[str, dict], path: Path) -> None:
 
     seen = {name: [point["bytes"] for point in result["runs"][0]["curve"]] for name, result in results.items()}
     end = max(seen[name][-1] / result["bytes_per_second"] for name, result in results.items())
-    unit, unit_name = (1, "s") if end < 300 else (60, "min") if end < 7200 else (3600, "h")
+    unit, unit_name = unit_of_time(end)
     panels = {  # what a byte is on each horizontal axis
         f"training time by the clock ({unit_name})": lambda result: 1 / result["bytes_per_second"] / unit,
         "training FLOPs": lambda result: result["flops_per_byte"],

@@ -20,6 +20,7 @@ from benchmarks.memory import step_memory
 from benchmarks.timing import median, spread, table, take_turns
 from data import DataConfig, open_corpus
 from training.parallel import wrap_blocks
+from training.speed import keep_freed_memory
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 FLAT: dict = {"num_tokens": 256, "dim": 256, "depth": 6, "dim_head": 64, "heads": 4}
@@ -253,9 +254,9 @@ def startup(args) -> dict:
 
 
 def data(args) -> dict:
-    """Batches from the memory map beside the rate that quickstart eats them"""
+    """Batches from the memory map beside the rate at which quickstart's model eats them, four sequences a step"""
     config = preset("quickstart")
-    corpus, n, batch = open_corpus(DataConfig(name="python")), config["seq_len"], 8
+    corpus, n, batch = open_corpus(DataConfig(name="python")), config["seq_len"], 4
     made = machine.batches_per_second(corpus, n, batch, args.rounds)
     eaten = race({"quickstart": (contenders.ours(**config), batch, n)}, args)
     results = {"made": made, "eaten": {name: result["bytes_per_second"] for name, result in eaten.items()}}
@@ -285,6 +286,7 @@ def main() -> None:
     args.rounds = args.rounds or (1 if args.quick else 5)
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as train.py does
     torch.manual_seed(0)
 
     name = torch.cuda.get_device_name() if args.device == "cuda" else torch.backends.cpu.get_cpu_capability()

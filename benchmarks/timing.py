@@ -7,16 +7,19 @@ from typing import Any
 
 import torch
 
+from training.loading import best_device
+from training.speed import synchronize
+
 
 def take_turns(contenders: Mapping[Any, Callable[..., object]], rounds: int, warmup: int = 1) -> dict[Any, list[float]]:
     """Seconds of each call: every contender runs once a round, so that a slow moment meets all of them."""
-    seconds = {name: [] for name in contenders}
+    device, seconds = torch.device(best_device()), {name: [] for name in contenders}
     for turn in range(warmup + rounds):
         for name, call in contenders.items():
-            synchronize()
+            synchronize(device)
             begun = time.perf_counter()
             call()
-            synchronize()
+            synchronize(device)
             if turn >= warmup:
                 seconds[name].append(time.perf_counter() - begun)
     return seconds
@@ -30,12 +33,6 @@ def median(values: Sequence[float]) -> float:
 def spread(values: Sequence[float]) -> float:
     """Half the distance from the fastest to the slowest, as a share of the median."""
     return (max(values) - min(values)) / 2 / median(values)
-
-
-def synchronize() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def table(rows: list[dict]) -> str:

@@ -67,7 +67,7 @@ def store(folder: Path, name: str, source: str, parts: dict[str, Iterator[bytes]
         if not isinstance(parts, dict):
             sizes = split_sizes(sizes[""])
         if not sum(sizes.values()):
-            raise ValueError(f"path: {source} holds no bytes")
+            raise ValueError(f"data.path: {source} holds no bytes")
         record = {"name": name, "source": source, "sizes": sizes, "sha256": _checksums(path, sizes)}
         with (Path(temporary) / "corpus.json").open("w") as file:
             json.dump(record, file, indent=2)

@@ -1,5 +1,7 @@
 """Between text and bytes, for people to read."""
 
+from unicodedata import category
+
 import torch
 from torch import Tensor
 
@@ -22,4 +24,4 @@ def to_text(ids: Tensor) -> str:
 
 def show(text: str) -> str:
     """Text with its control characters other than tab and newline as ·."""
-    return "".join(c if c.isprintable() or c in "\t\n" else "·" for c in text)
+    return "".join(c if category(c) != "Cc" or c in "\t\n" else "·" for c in text)

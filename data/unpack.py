@@ -14,6 +14,7 @@ from data.store import chunks
 
 OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
 DAMAGED = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, zstandard.ZstdError, gzip.BadGzipFile)
+DAMAGED += (RuntimeError,)  # a zip that is encrypted, or packed in a way that zipfile does not know
 
 
 def unpacked(path: Path) -> Iterator[bytes]:
@@ -35,7 +36,7 @@ def unpacked(path: Path) -> Iterator[bytes]:
             with OPENERS.get(path.suffix, open)(path, "rb") as file:
                 yield from chunks(file)
     except DAMAGED as error:
-        raise ValueError(f"path: {path} is damaged or cut short ({error})") from error
+        raise ValueError(f"data.path: {path} is damaged or cut short ({error})") from error
 
 
 def _zstandard_frames(pieces: Iterator[bytes]) -> Iterator[bytes]:

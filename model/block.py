@@ -42,7 +42,7 @@ class Block(nn.Module):
 
     def __init__(self, level: LevelConfig, config: ModelConfig):
         super().__init__()
-        self.chains, inner = level.chains, int(level.dim * level.ff_mult)
+        self.chains, inner = level.chains, max(1, int(level.dim * level.ff_mult))
         self.attn = Attention(level, config.use_flash_attn, config.qk_norm) if level.window > 0 else None
         to_hidden, to_out = nn.Linear(level.dim, inner, bias=False), nn.Linear(inner, level.dim, bias=False)
         named = {"norm": nn.RMSNorm(level.dim), "to_hidden": to_hidden, "gelu": nn.GELU(), "to_out": to_out}

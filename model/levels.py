@@ -22,7 +22,7 @@ class Compress(nn.Module):
     def __init__(self, dim_in: int, level: LevelConfig):
         super().__init__()
         self.compression, self.stride, self.type = level.compression, level.stride, level.compress_type
-        inner = int(dim_in * level.compress_mult)
+        inner = max(1, int(dim_in * level.compress_mult))
         if level.compression == 1:
             self.net = nn.Linear(dim_in, level.dim, bias=False) if dim_in != level.dim else nn.Identity()
         elif level.compress_type == "conv":

@@ -53,6 +53,14 @@ TEN = [
     (train, CONFIG[1:], f"{CONFIG[1]}: belongs to no flag; allowed: --NAME=VALUE, see --help"),
     (train, [*CONFIG, "--train.max_steps=0"], "train.max_steps: got 0, allowed: 1 or above"),
     (train, [*CONFIG, "--train.learning_rate=.nan"], "train.learning_rate: got nan, allowed: above 0"),
+    (train, [*CONFIG, "--train.seed=4294967296"], "train.seed: got 4294967296, allowed: 0 to 4294967295"),
+    (
+        train,
+        [*CONFIG, "--train.learning_rate=1e-4"],
+        "train.min_learning_rate: got 0.0002, allowed: 0 to learning_rate = 0.0001",
+    ),
+    (train, [*CONFIG, "--model.num_tokens=128"], "model.num_tokens: got 128, allowed: 256, as a corpus is bytes"),
+    (generate, ["runs/a", "--prompt", "a", "--stop", "é"], "stop: got é, allowed: ASCII characters, which are a byte"),
     (train, [*CONFIG, "--train.compile"], "train.compile: got nothing, allowed: true or false"),
     (train, [*CONFIG, "--train.seed=null"], "train.seed: got null, allowed: a whole number"),
     (train, [*CONFIG, "--train.betas=[0.9]"], "train.betas: got [0.9], allowed: a list of 2, each a number"),
@@ -202,4 +210,4 @@ def test_a_shell_completes_settings(words, completed, tmp_path, capsys):
 def test_a_launcher_that_is_told_to_be_quiet_adds_no_traceback(command):
     done = command("train.py", *CONFIG, "--train.seed=-1", launcher=(*LAUNCH, "--quiet"))
     assert done.returncode == 1 and "Traceback" not in done.stderr  # the launcher's own exit code
-    assert done.stderr.splitlines()[-1] == "error: train.seed: got -1, allowed: 0 or above"
+    assert done.stderr.splitlines()[-1] == "error: train.seed: got -1, allowed: 0 to 4294967295"

@@ -57,6 +57,8 @@ def test_a_resume_on_another_number_of_processes_goes_on_in_the_same_order(whole
     shutil.rmtree(checkpoints(other)[-1])
     lines = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
     (other / "metrics.jsonl").write_text("".join(lines[:6]))
+    _, done = train("moved", "--resume", "--train.batch_size=2", **ONE)
+    assert done.returncode == 2 and "train.batch_size: got 2 sequences a step" in done.stderr
     _, done = train("moved", "--resume", "--train.batch_size=4", **ONE)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stdout and "step-00000006" in done.stdout

@@ -12,8 +12,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
+import train as training_script
 from data import DataConfig, open_corpus
 from model import HierarchicalTransformer
 from tests.runs import losses, metrics
@@ -82,11 +84,20 @@ def test_generate_gives_the_same_bytes_for_the_same_seed(whole, command):
     assert several.stdout.count("7 ") >= 3
 
 
+def test_a_sample_goes_on_from_a_line_that_has_none_after_it():
+    model = HierarchicalTransformer(dim=8, depth=1, heads=1, dim_head=8, seq_len=16)
+    text = np.frombuffer(b"one line\n", np.uint8)
+    assert training_script.sample(Accelerator(cpu=True), model, text, 0, 3).startswith("one line\n│")
+
+
 def test_generate_speaks_json_and_stops(whole, command):
     options = ("--prompt", "7 times", "--length=300", "--stop", "\n", "--num-samples=2", "--repetition-penalty=1.1")
     lines = command("generate.py", whole, *options, "--json").stdout.splitlines()
     samples = [json.loads(line) for line in lines]
-    assert len(samples) == 2 and all(10 in sample["bytes"] or len(sample["bytes"]) == 300 for sample in samples)
+    assert len(samples) == 2
+    for sample in samples:
+        *before, last = sample["bytes"]
+        assert 10 not in before and (last == 10 or len(sample["bytes"]) == 300)
 
 
 def test_score_gives_the_cost_of_every_byte(whole, command, tmp_path):

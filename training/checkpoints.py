@@ -26,6 +26,7 @@ class RunState:
     validation: float = float("inf")  # the last one's bits per byte
     best_bits_per_byte: float = float("inf")
     skipped_in_a_row: int = 0  # steps, the last ones, that were not finite
+    sequences: int = 0  # of a step, those of all processes and of accumulation together
     tracker_id: str | None = None
 
 
@@ -103,21 +104,28 @@ def newest_whole_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path) -> RunState:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, sequences: int) -> RunState:
     """Put weights, optimizer, scaler and random states back. Every process calls this.
 
     On another number of processes than it was written by, those that are new keep the random states they have.
 
     Raises:
-        ValueError: when the checkpoint is sharded and this run is not, or the other way round.
+        ValueError: when the checkpoint is sharded and this run is not, or the other way round, or when its steps were
+            of more or fewer sequences.
     """
+    state = read_state(checkpoint)
+    if state.sequences not in (0, sequences):  # 0: of a run that did not write them down
+        raise ValueError(
+            f"train.batch_size: got {sequences} sequences a step with all processes and accumulation, "
+            f"allowed: {state.sequences}, as {checkpoint} has"
+        )
     sharded, sharding = (checkpoint / "pytorch_model_fsdp_0").is_dir(), accelerator.distributed_type == "FSDP"
     if sharded != sharding:
         ways = {True: "with FSDP", False: "without FSDP"}
         raise ValueError(f"resume: {checkpoint} was written {ways[sharded]}, this run is {ways[sharding]}")
     accelerator.load_state(str(checkpoint))
     accelerator.step = 0  # accumulation begins anew, perhaps over another number of batches
-    return read_state(checkpoint)
+    return state
 
 
 def save_best_model(accelerator: Accelerator, model: nn.Module, card: str, run_dir: Path) -> None:

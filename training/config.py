@@ -29,7 +29,7 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     """batches whose gradients make one step"""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon for the matrices of blocks and merges with adamw for the rest (arXiv 2502.16982)"""
+    """adamw, or muon for the matrices of levels and merges with adamw for the rest (arXiv 2502.16982)"""
     learning_rate: float = 1e-3
     """peak learning rate, of both optimizers"""
     min_learning_rate: float = 1e-4
@@ -47,7 +47,7 @@ class TrainConfig:
     seed: int = 0
     """of the weights, the batches, dropout and samples"""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """auto = what `accelerate launch` was told, else bf16 on a GPU or CPU that has it, else no"""
+    """auto = bf16 or fp16 if `accelerate launch` was told so, else bf16 on a GPU or CPU that has it, else no"""
     tf32: bool = False
     """let a GPU multiply float32 matrices in TF32: faster, with 10 bits of mantissa"""
     compile: bool = False
@@ -72,10 +72,13 @@ class TrainConfig:
     def __post_init__(self):
         least = dict.fromkeys(("max_steps", "batch_size", "gradient_accumulation_steps", "log_every"), 1)
         least |= dict.fromkeys(("validate_every", "validate_bytes", "checkpoint_every", "keep_checkpoints"), 1)
-        least |= dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip", "seed", "min_learning_rate"), 0)
-        least |= dict.fromkeys(("sample_every", "sample_length"), 0) | {"max_skipped_steps": 1}
+        least |= dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip", "sample_every", "sample_length"), 0)
+        least["max_skipped_steps"] = 1
         checks = {name: (is_number(getattr(self, name), low), f"{low} or above") for name, low in least.items()}
         checks["learning_rate"] = is_number(self.learning_rate, 0) and self.learning_rate > 0, "above 0"
+        checks["seed"] = is_number(self.seed, 0, int) and self.seed < 1 << 32, "0 to 4294967295"
+        lowest = is_number(self.min_learning_rate, 0) and not self.min_learning_rate > self.learning_rate
+        checks["min_learning_rate"] = lowest, f"0 to learning_rate = {self.learning_rate}"
         between = all(is_number(beta, 0) and beta < 1 for beta in self.betas)
         checks["betas"] = between, "two values from 0 to below 1"
         require(vars(self) | {"betas": list(self.betas)}, **checks)
@@ -172,6 +175,8 @@ def load_config(argv: list[str] | None = None) -> Config:
             values.run_dir += f"-{os.environ['WANDB_RUN_ID']}"
 
     sections, mistakes = build_sections(vars(values.as_flat()))
+    if "model" in sections and sections["model"].num_tokens != 256:
+        mistakes.append(f"model.num_tokens: got {sections['model'].num_tokens}, allowed: 256, as a corpus is bytes")
     if mistakes:
         reject(mistakes)
     return Config(run_dir=values.run_dir, resume=values.resume, **sections)

@@ -10,6 +10,7 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
     TorchDynamoPlugin,
+    parse_flag_from_env,
 )
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -57,8 +58,8 @@ def build_accelerator(config: Config) -> Accelerator:
 
 def is_quick_in_bf16() -> bool:
     """Whether the GPU, or else the CPU, has instructions for products in bfloat16."""
-    if torch.accelerator.is_available():
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    if torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     known = getattr(torch.cpu, "get_capabilities", dict)()
     return known.get("avx512_bf16", False) or known.get("amx_bf16", False)
 

@@ -32,7 +32,7 @@ def introduce(
     print(f"corpus      {corpus.name}: {sizes} bytes, from {corpus.source}")
     print(f"parameters  {sum(parts.values()):,}: " + ", ".join(f"{name} {size:,}" for name, size in parts.items()))
     print(f"attention   {attention_kernels(config.model, accelerator.device.type, dtype)}")
-    print(f"compute     {human(3 * flops)}FLOPs to train on a byte ({human(flops)}forward)")
+    print(f"compute     {human(3 * flops)}FLOPs to train on a byte ({human(flops)}FLOPs forward)")
     print(f"run         {train.max_steps:,} steps of {sequences} × {config.model.seq_len} bytes, in {config.run_dir}")
 
 
@@ -114,7 +114,7 @@ Levels {list(config.model.per_level("hierarchies"))} of {config.model.seq_len} b
 def human(number: float) -> str:
     """1234567 as 1.23 M."""
     for unit in ("", " k", " M", " G"):
-        if abs(number) < 1000:
+        if abs(number) < 999.5:
             return f"{number:.3g}{unit}"
         number /= 1000
     return f"{number:.3g} T"

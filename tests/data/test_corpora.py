@@ -66,6 +66,16 @@ def test_a_damaged_file_is_named_and_leaves_nothing(config, tmp_path, suffix):
     assert list((tmp_path / "cache").iterdir()) == []
 
 
+def test_an_encrypted_archive_is_named(config, tmp_path):
+    packed = pack(tmp_path / "text.txt", ".zip")
+    archive = bytearray(packed.read_bytes())
+    for signature, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):  # where a header says that its member is encrypted
+        archive[archive.index(signature) + flags] |= 1
+    packed.write_bytes(archive)
+    with pytest.raises(ValueError, match=r"data.path: .*text.zip is damaged or cut short .*encrypted"):
+        open_corpus(config(name="files", path=str(packed)))
+
+
 def test_folders_and_globs_are_read_in_order(config, tmp_path):
     folder = tmp_path / "texts"
     (folder / "b").mkdir(parents=True)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from data.text import to_ids, to_text
 
 
-@given(st.text(st.characters(categories=["L", "N", "P"]), min_size=1))
+@given(st.text(st.characters(categories=["L", "N", "P", "S", "Z", "Cf"]), min_size=1))
 def test_text_survives(text):
     assert to_text(to_ids(text)[0]) == text
 
