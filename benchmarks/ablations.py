@@ -21,6 +21,7 @@ BASE = SAME | LEVELS
 CHANGES = [  # arguments of the model, or fields of TrainConfig
     {"hierarchies": (1, 2)},
     {"hierarchies": (1, 8)},
+    {"depth": (1, 10), "hierarchies": (1, 8)},
     {"hierarchies": (1, 4, 16), "depth": (1, 5, 5), "window_sizes": (32, 256, None)},
     {"hierarchical_stride": (1, 2)},
     {"dim": 192, "heads": 3},
@@ -31,6 +32,7 @@ CHANGES = [  # arguments of the model, or fields of TrainConfig
     {"depth": (1, 8)},
     {"depth": (2, 5)},
     {"depth": (3, 1)},
+    {"depth": (2, 2)},
     {"depth": 3},
     {"window_sizes": (0, 256)},
     {"window_sizes": (16, 256)},
