@@ -19,7 +19,7 @@ from training.config import TrainConfig
 from training.files import write_text
 from training.loading import best_device
 from training.optimizer import build_optimizer
-from training.speed import keep_freed_memory, synchronize
+from training.speed import synchronize
 
 ANCHORS = 3  # known entries that new ones are timed beside
 
@@ -47,7 +47,6 @@ def speeds(entries: dict[str, Entry], tokens: int, precision: str, threads: int,
         timed = {key: entry_of(known[key]["entry"]) for key in anchors}
         timed |= {key: entries[name] for key, name in new.items()}
         torch.set_num_threads(threads)
-        keep_freed_memory()  # as trials do
         torch.manual_seed(0)
         measured, steps = {}, {}
         for key, entry in timed.items():

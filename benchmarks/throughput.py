@@ -20,7 +20,6 @@ from benchmarks.memory import step_memory
 from benchmarks.timing import median, spread, table, take_turns
 from data import DataConfig, open_corpus
 from training.parallel import wrap_blocks
-from training.speed import keep_freed_memory
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16}
 FLAT: dict = {"num_tokens": 256, "dim": 256, "depth": 6, "dim_head": 64, "heads": 4}
@@ -286,7 +285,6 @@ def main() -> None:
     args.rounds = args.rounds or (1 if args.quick else 5)
     args.device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(args.threads)
-    keep_freed_memory()  # as train.py does
     torch.manual_seed(0)
 
     name = torch.cuda.get_device_name() if args.device == "cuda" else torch.backends.cpu.get_cpu_capability()

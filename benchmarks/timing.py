@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from training.loading import best_device
-from training.speed import synchronize
+from training.speed import keep_freed_memory, synchronize
 
 
 def take_turns(contenders: Mapping[Any, Callable[..., object]], rounds: int, warmup: int = 1) -> dict[Any, list[float]]:
     """Seconds of each call: every contender runs once a round, so that a slow moment meets all of them."""
+    keep_freed_memory()  # as training does
     device, seconds = torch.device(best_device()), {name: [] for name in contenders}
     for turn in range(warmup + rounds):
         for name, call in contenders.items():
