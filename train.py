@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         monitor = Monitor(accelerator, model, 3 * flops)
         model, optimizer = prepare(accelerator, model, build_optimizer(model, train), train)
         global_batch_size = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
-        state = RunState(sequences=global_batch_size)
+        state = RunState(global_batch_size=global_batch_size)
         checkpoint = newest_whole_checkpoint(run_dir) if config.resume else None
         if checkpoint is not None:
             with user_errors():

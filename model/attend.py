@@ -11,7 +11,7 @@ class Attend(nn.Module):
 
     Args:
         causal: a query sees its own key and those before it; fewer queries than keys are the last of the sequence.
-        use_flash_attn: PyTorch's fused kernels instead of the plain path that they are tested against.
+        use_flash_attn: PyTorch's fused kernels, where they are faster than the plain path that they are tested against.
         window_size: with `causal`, see only this many keys, one's own included; less than 1 is a ValueError.
 
     Shapes:

@@ -88,7 +88,7 @@ class ModelConfig:
     rotary_xpos: bool = False
     """let attention fade with distance as in arXiv 2212.10554"""
     use_flash_attn: bool = True
-    """attention through PyTorch's fused kernels; false takes the plain path, for reference"""
+    """attention through PyTorch's fused kernels where they are faster; false takes the plain path, for reference"""
 
     def __post_init__(self):
         for name, value in vars(self).items():

@@ -168,6 +168,11 @@ def test_what_rests_on_a_mistake_is_not_called_one(capsys):
     ]
 
 
+def test_another_vocabulary_is_told_beside_what_cannot_be_read(capsys):
+    said = complaints(train, [*CONFIG, "--model.num_tokens=128", "--train.seed=x"], capsys)
+    assert [line.partition(":")[0] for line in said] == ["train.seed", "model.num_tokens"]
+
+
 def test_a_flag_counts_more_than_a_file_wherever_it_stands():
     assert load_config(["--train.max_steps=3", *CONFIG, "--train.seed", "4"]).train.max_steps == 3
     assert load_config([*CONFIG]).train.max_steps == 1000

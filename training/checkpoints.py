@@ -26,7 +26,7 @@ class RunState:
     validation: float = float("inf")  # the last one's bits per byte
     best_bits_per_byte: float = float("inf")
     skipped_in_a_row: int = 0  # steps, the last ones, that were not finite
-    sequences: int = 0  # of a step, those of all processes and of accumulation together
+    global_batch_size: int = 0  # sequences of a step, those of all processes and of accumulation together
     tracker_id: str | None = None
 
 
@@ -104,7 +104,7 @@ def newest_whole_checkpoint(run_dir: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, sequences: int) -> RunState:
+def load_checkpoint(accelerator: Accelerator, checkpoint: Path, global_batch_size: int) -> RunState:
     """Put weights, optimizer, scaler and random states back. Every process calls this.
 
     On another number of processes than it was written by, those that are new keep the random states they have.
@@ -114,10 +114,10 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, sequences: int) 
             of more or fewer sequences.
     """
     state = read_state(checkpoint)
-    if state.sequences not in (0, sequences):  # 0: of a run that did not write them down
+    if state.global_batch_size not in (0, global_batch_size):  # 0: of a run that did not write them down
         raise ValueError(
-            f"train.batch_size: got {sequences} sequences a step with all processes and accumulation, "
-            f"allowed: {state.sequences}, as {checkpoint} has"
+            f"train.batch_size: got {global_batch_size} sequences a step with all processes and accumulation, "
+            f"allowed: {state.global_batch_size}, as {checkpoint} has"
         )
     sharded, sharding = (checkpoint / "pytorch_model_fsdp_0").is_dir(), accelerator.distributed_type == "FSDP"
     if sharded != sharding:

@@ -141,6 +141,8 @@ def build_sections(values: dict[str, Any]) -> tuple[dict, list[str]]:
             sections[name] = section(**own)
         except ValueError as error:  # which joins what is wrong
             mistakes += [f"{name}.{mistake}" for mistake in re.split(r"; (?=\w+: got )", str(error))]
+    if "model" in sections and sections["model"].num_tokens != 256:
+        mistakes.append(f"model.num_tokens: got {sections['model'].num_tokens}, allowed: 256, as a corpus is bytes")
     return sections, mistakes
 
 
@@ -175,8 +177,6 @@ def load_config(argv: list[str] | None = None) -> Config:
             values.run_dir += f"-{os.environ['WANDB_RUN_ID']}"
 
     sections, mistakes = build_sections(vars(values.as_flat()))
-    if "model" in sections and sections["model"].num_tokens != 256:
-        mistakes.append(f"model.num_tokens: got {sections['model'].num_tokens}, allowed: 256, as a corpus is bytes")
     if mistakes:
         reject(mistakes)
     return Config(run_dir=values.run_dir, resume=values.resume, **sections)
