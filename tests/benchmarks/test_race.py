@@ -217,3 +217,23 @@ def test_a_mistake_is_one_line(flags, complaint, tmp_path, capsys):
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.count("\n") == 1 and complaint in error
     assert not (tmp_path / "race").exists()
+
+
+def test_the_map_has_the_better_rate_of_each_length_and_time(start, tmp_path):
+    process = start(tmp_path, "--lengths", "32", "64", "--seeds", "0", "--rates", "0.004", "0.4", module="regimes")
+    said, complained = process.communicate()
+    assert process.returncode == 0, complained
+    *rows, _, last = said.splitlines()[-8:]
+    places, lines = json.loads(last)["places"], lines_of(tmp_path).values()
+    assert [(one["length"], 100 * one["minutes"]) for one in places] == [
+        (n, pytest.approx(share)) for n in (32, 64) for share in (1 / 16, 1 / 4, 1)
+    ]
+    assert (tmp_path / "regimes.png").stat().st_size > 10_000
+    for place, row in zip(places, rows, strict=True):
+        for name in ("flat", "hierarchical"):
+            its = [line for line in lines if line["name"] == f"{name}, {place['length']}"]
+            (steps,) = {line["trial"]["steps"] for line in its if line["validation"] == place[name]}
+            both = [line["validation"] for line in its if line["trial"]["steps"] == steps]
+            assert len(both) == 2 and place[name] == min(both)
+        saved = 100 * (1 - place["hierarchical"] / place["flat"])
+        assert float(row.split()[-1].rstrip("%")) == pytest.approx(saved, abs=0.051)
