@@ -24,7 +24,7 @@ def racing_parser(module: str, description: str) -> Parser:
     parser.add_class_arguments(DataConfig, "data")
     parser.add_argument("--minutes", type=PositiveFloat, default=10.0, help="of a trial that counts")
     parser.add_argument("--seeds", type=NonNegativeInt, nargs="+", default=[0, 1, 2], help="of weights and batches")
-    parser.add_argument("--tokens-per-step", type=PositiveInt, default=4096, help="bytes of a step's whole batch")
+    parser.add_argument("--tokens-per-step", type=PositiveInt, default=8192, help="bytes of a step's whole batch")
     parser.add_argument("--precision", type=str, default="float32", help="float32, or bf16 for products")
     parser.add_argument("--threads", type=PositiveInt, default=torch.get_num_threads(), help="of the clock, on a CPU")
     parser.add_argument("--rounds", type=PositiveInt, default=15, help="timed steps of each entry")

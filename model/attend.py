@@ -83,7 +83,6 @@ def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Te
     padding = -n % block
     q, k, v = (rearrange(F.pad(t, (0, 0, 0, padding)), "b h (m i) d -> m (b h) i d", i=block) for t in (q, k, v))
     k, v = (torch.cat((F.pad(t[:-1, :, -window:], (0, 0, 0, 0, 0, 0, 1, 0)), t), dim=-2) for t in (k, v))
-
     visible = torch.ones(block, window + block, dtype=torch.bool, device=q.device).tril(window).triu(1)
     visible = repeat(visible, "i j -> m 1 i j", m=len(q)).clone()
     visible[0, ..., :window] = False  # nothing but padding comes before the first block

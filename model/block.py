@@ -38,15 +38,14 @@ def token_shift(x: Tensor, chains: int, cache: Cache | None = None, key=None) ->
 
 
 class Block(nn.Module):
-    """One layer of one level over x (b n d) -> (b n d), pre-norm and residual; a window of 0 leaves attention out."""
+    """One layer of one level over x (b n d) -> (b n d), pre-norm and residual, with attention or without."""
 
-    def __init__(self, level: LevelConfig, config: ModelConfig):
+    def __init__(self, level: LevelConfig, config: ModelConfig, attends: bool):
         super().__init__()
         self.chains, inner = level.chains, max(1, int(level.dim * level.ff_mult))
-        self.attn = Attention(level, config.use_flash_attn, config.qk_norm) if level.window > 0 else None
-        to_hidden, to_out = nn.Linear(level.dim, inner, bias=False), nn.Linear(inner, level.dim, bias=False)
-        named = {"norm": nn.RMSNorm(level.dim), "to_hidden": to_hidden, "gelu": nn.GELU(), "to_out": to_out}
-        self.ff = nn.Sequential(OrderedDict(named))
+        self.attn = Attention(level, config.use_flash_attn, config.qk_norm) if attends else None
+        up, down = nn.Linear(level.dim, inner, bias=False), nn.Linear(inner, level.dim, bias=False)
+        self.ff = nn.Sequential(OrderedDict(norm=nn.RMSNorm(level.dim), to_hidden=up, gelu=nn.GELU(), to_out=down))
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rotary: Tensor, cache: Cache | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from data.checks import is_increasing, is_number, require
 PER_LEVEL = {
     "dim": ("at least 2", lambda v, c: is_number(v, 2, int)),
     "depth": ("at least 1", lambda v, c: is_number(v, 1, int)),
+    "attn_depth": ("null, or at least 1", lambda v, c: v is None or is_number(v, 1, int)),
     "dim_head": ("an even number, at least 2", lambda v, c: is_number(v, 2, int) and v % 2 == 0),
     "heads": ("at least 1", lambda v, c: is_number(v, 1, int)),
     "kv_heads": ("null, or at least 1", lambda v, c: v is None or is_number(v, 1, int)),
@@ -24,7 +25,7 @@ PER_LEVEL = {
 class LevelConfig(SimpleNamespace):
     """One level's values of the arguments in `PER_LEVEL`, and what follows from them: its compression and stride, the
     interleaved `chains` that it attends along, axially, where the one is above the other, `layers` that it takes part
-    in, `window` of keys that a query sees along its own chain, and whether it `predicts` and is `merged` into."""
+    in and those `attending`, `window` of keys of its own chain, and whether it `predicts` and is `merged` into."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class ModelConfig:
     """width of the residual stream, per level"""
     depth: int | tuple[int, ...] = 4
     """layers that a level runs a block in, per level; a shallower level sits out layers, spread evenly"""
+    attn_depth: int | tuple[int | None, ...] | None = None
+    """how many of a level's layers, its last ones, have attention beside the feed-forward, per level; all when null"""
     seq_len: int = 512
     """bytes of context in training; a level without a window never looks back further than this"""
     dim_head: int | tuple[int, ...] = 64
@@ -116,6 +119,7 @@ class ModelConfig:
         most = ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies)
         within = all((level.window_sizes or 0) <= self.seq_len // level.compression for level in self.levels)
         checks["window_sizes"] = within, f"null, or 0 to seq_len / compression = {most}"
+        checks["attn_depth"] = all(x.depth >= (x.attn_depth or 1) for x in self.levels), f"null, or 1 to {self.depth}"
         checks["kv_heads"] = all(x.heads % x.kv_heads == 0 for x in self.levels), f"divisors of heads = {self.heads}"
         every_byte = any(level.stride == 1 for level in self.levels if level.predicts)
         checks["hierarchical_stride"] = every_byte, "a predicting level of stride 1, for each byte to be predicted"
@@ -123,9 +127,8 @@ class ModelConfig:
 
     def per_level(self, name: str) -> tuple:
         """An argument's value for each level."""
-        value = getattr(self, name)
-        if name == "hierarchical_stride" and value is None:
-            value = self.hierarchies
+        unset = name == "hierarchical_stride" and self.hierarchical_stride is None
+        value = self.hierarchies if unset else getattr(self, name)
         levels = len(self.hierarchies) if isinstance(self.hierarchies, tuple) else 1
         return value if isinstance(value, tuple) else (value,) * levels
 
@@ -138,6 +141,7 @@ class ModelConfig:
             level.stride, level.chains = level.hierarchical_stride, c // level.hierarchical_stride
             level.layers = [k for k in range(layers) if (k + 1) * level.depth // layers > k * level.depth // layers]
             level.window = ceil(self.seq_len / c) if level.window_sizes is None else level.window_sizes
+            level.attending = level.layers[-(level.attn_depth or level.depth) :] if level.window else []
             level.kv_heads = level.kv_heads or level.heads
             chosen = c == (self.predict_hierarchy or min(hierarchies))
             level.predicts, level.merged = chosen or self.predict_use_all_hierarchy, chosen or self.hierarchy_merge_all

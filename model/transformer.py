@@ -30,7 +30,7 @@ class Level(nn.Module):
         self.compress = Compress(dim_in, level)
         self.norm_in = nn.LayerNorm(level.dim)
         self.rotary = Rotary(level.heads, level.kv_heads, level.dim_head, config.rotary_xpos)
-        self.blocks = nn.ModuleDict({str(layer): Block(level, config) for layer in level.layers})
+        self.blocks = nn.ModuleDict({str(k): Block(level, config, k in level.attending) for k in level.layers})
 
     def embed(self, x: Tensor, n: int, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """The last n of the embeddings x to tokens (b ⌈n/s⌉ d), and the rotary table of their positions."""

@@ -129,7 +129,7 @@ SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig, "wan
 
 # What cannot be judged while another setting is not known.
 RESTS_ON = {"model.hierarchies": "model.", "model.seq_len": "model.window_sizes", "model.heads": "model.kv_heads"}
-RESTS_ON |= {"data.name": "data."}
+RESTS_ON |= {"model.depth": "model.attn_depth", "data.name": "data."}
 
 
 def build_sections(values: dict[str, Any]) -> tuple[dict, list[str]]:

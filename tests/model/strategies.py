@@ -17,13 +17,15 @@ def model_configs(draw, max_levels: int = 4, **fixed) -> dict:
     seq_len = draw(st.integers(max(compressions), 24))
     windows = [draw(st.none() | st.integers(0, seq_len // c)) for c in compressions]
     each = len(compressions)
+    depths = [draw(st.integers(1, 3)) for _ in compressions]
     config = {
         "num_tokens": 11,
         "ngrams": draw(st.sampled_from([(), (2,), (2, 3), (3, 5)])),
         "ngram_rows": draw(st.sampled_from([7, 64])),
         "matches": draw(st.sampled_from([(), (2,), (2, 4)])),
         "dim": [draw(st.sampled_from([6, 8, 12])) for _ in range(each)],
-        "depth": [draw(st.integers(1, 3)) for _ in range(each)],
+        "depth": depths,
+        "attn_depth": [draw(st.none() | st.integers(1, depth)) for depth in depths],
         "seq_len": seq_len,
         "dim_head": [draw(st.sampled_from([2, 4])) for _ in range(each)],
         "heads": [draw(st.sampled_from([2, 4])) for _ in range(each)],

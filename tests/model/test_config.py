@@ -16,6 +16,8 @@ ILLEGAL = [
     ({"heads": 0}, "heads: got 0"),
     ({"heads": 4, "kv_heads": 3}, "kv_heads: got 3, allowed: divisors of heads = 4"),
     ({"depth": (1, 2)}, r"depth: got \[1, 2\]"),
+    ({"depth": 2, "attn_depth": 3}, "attn_depth: got 3, allowed: null, or 1 to 2"),
+    ({"attn_depth": 0}, "attn_depth: got 0, allowed: null, or at least 1"),
     ({"dim_head": 7}, "dim_head: got 7, allowed: an even number"),
     ({"ff_mult": 0}, "ff_mult: got 0"),
     ({"compress_type": "magic"}, "compress_type: got magic, allowed: conv, mean or attention"),
@@ -49,6 +51,12 @@ def test_an_illegal_argument_is_named_with_what_it_got(arguments, message):
 def test_all_that_is_wrong_is_said_at_once():
     with pytest.raises(ValueError, match=r"depth: got 0.*heads: got 0.*dropout: got 2"):
         ModelConfig(depth=0, heads=0, dropout=2)
+
+
+def test_the_last_layers_of_a_level_attend():
+    model = HierarchicalTransformer(dim=8, depth=(2, 3), attn_depth=(None, 1), seq_len=16, hierarchies=(1, 4))
+    attends = [[block.attn is not None for block in level.blocks.values()] for level in model.levels]
+    assert attends == [[True, True], [False, False, True]]
 
 
 @given(model_configs())
