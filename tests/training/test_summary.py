@@ -1,11 +1,15 @@
-"""What a run says at its end."""
+"""What a run says of its attention at the start, and of itself at its end."""
 
 import json
 from pathlib import Path
 
+import pytest
+import torch
+
+from model import ModelConfig
 from training.checkpoints import RunState
 from training.config import Config, TrainConfig
-from training.summary import conclude
+from training.summary import attention_kernels, conclude
 
 
 def table(run_dir: Path, lines: list[dict], state: RunState, capsys, max_steps: int = 1000) -> dict[str, str]:
@@ -39,3 +43,22 @@ def test_a_run_without_a_validation_has_no_score_and_no_model(tmp_path, capsys):
 def test_a_whole_run_has_nothing_to_go_on_with(tmp_path, capsys):
     lines = [{"step": 1, "validation_bits_per_byte": 2.0}]
     assert list(table(tmp_path, lines, RunState(step=1, seconds=1.0), capsys, 1)) == ["best", "trained", "time"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ({"window_sizes": (0, None)}, "1x none, 0 of 2048 keys; 4x sdpa, 512 of 512 keys"),
+        (
+            {"window_sizes": (64, 128), "depth": (4, 2), "attn_depth": (3, None)},
+            "1x block-local, 64 of 2048 keys in 3 of 4 layers; 4x block-local, 128 of 512 keys",
+        ),
+        (
+            {"use_flash_attn": False, "attn_depth": 1},
+            "1x plain, 2048 of 2048 keys in 1 of 4 layers; 4x plain, 512 of 512 keys in 1 of 4 layers",
+        ),
+    ],
+)
+def test_a_line_says_what_computes_the_attention_of_each_level(arguments, line):
+    config = ModelConfig(seq_len=2048, hierarchies=(1, 4), **arguments)
+    assert attention_kernels(config, "cpu", torch.float32) == line
