@@ -24,20 +24,20 @@ from training.command_line import user_errors
 
 SAME = {"num_tokens": 256, "seq_len": 512, "dim_head": 64}
 LOOKUPS = {"ngrams": (2, 3, 4, 5, 6), "ngram_dropout": 0.5, "matches": (3, 4, 5, 6, 8, 12, 16)}
-SMALL = LOOKUPS | {"seq_len": 8192, "dim": 192, "heads": 3, "dropout": 0.2}
+SMALL = LOOKUPS | {"seq_len": 8192, "dim": 128, "heads": 2, "dropout": 0.1}
 FLAT = SMALL | {"depth": 4, "attn_depth": 2, "window_sizes": 128}  # configs/flat.yaml
 COARSE = {"hierarchies": (1, 4), "compress_type": "mean", "window_sizes": (0, 256)}
-LEVELS = SMALL | COARSE | {"depth": (2, 4)}  # configs/enwik8-small.yaml
+LEVELS = SMALL | COARSE | {"depth": (2, 3)}  # configs/enwik8-small.yaml
 OUR_TRAINING = {"optimizer": "muon"}
 NEAR = {"hierarchies": (1, 2), "hierarchical_stride": 1, "window_sizes": (32, 64)}  # the reference's own
 AFAR = {"hierarchies": (1, 4), "hierarchical_stride": (1, 4), "window_sizes": (64, None)}  # and at a stride of 4
 HOURGLASS = {"depth": (1, 4, 1), "shorten_factor": 4}
 MODERN = {"use_rmsnorm": True, "ff_glu": True, "ff_swish": True, "ff_no_bias": True, "shift_tokens": 1}
 SIZES = {  # contender and size: its builder in benchmarks.contenders, and arguments beside those of SAME
-    ("flat", "192 × 4"): ("ours", FLAT),
-    ("flat", "192 × 5"): ("ours", FLAT | {"depth": 5, "attn_depth": 3}),
-    ("hierarchical", "192 × 2, 4"): ("ours", LEVELS),
-    ("hierarchical", "192 × 2, 6"): ("ours", LEVELS | {"depth": (2, 6)}),
+    ("flat", "128 × 4"): ("ours", FLAT),
+    ("flat", "192 × 4"): ("ours", FLAT | {"dim": 192, "heads": 3}),
+    ("hierarchical", "128 × 2, 3"): ("ours", LEVELS),
+    ("hierarchical", "192 × 2, 4"): ("ours", LEVELS | {"dim": 192, "heads": 3, "depth": (2, 4)}),
     ("reference", "192 × 4"): ("reference", NEAR | {"dim": 192, "depth": 4, "heads": 3}),
     ("reference", "128, 256 × 4, stride 4"): (
         "reference",

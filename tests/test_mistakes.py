@@ -183,7 +183,7 @@ def test_a_printed_config_is_one_to_run(tmp_path, capsys):
         load_config([*CONFIG, "--run_dir=a", "--train.betas=[0.8,0.9]", "--print_config"])
     assert end.value.code == 0
     (tmp_path / "mine.yaml").write_text(printed := capsys.readouterr().out)
-    assert yaml.safe_load(printed)["model"]["window_sizes"] == [32, None]
+    assert yaml.safe_load(printed)["model"]["window_sizes"] == [0, None]
     assert load_config(["--config", str(tmp_path / "mine.yaml")]) == load_config(
         [*CONFIG, "--run_dir=a", "--train.betas=[0.8,0.9]"]
     )
