@@ -56,7 +56,8 @@ SIZES = {  # contender and size: its builder in benchmarks.contenders, and argum
 CONTENDERS = list(dict.fromkeys(contender for contender, _ in SIZES))
 BASELINE = "flat"  # whose final score is the quality that the others take their time to
 RATES = [1e-3, 2e-3, 4e-3]  # learning rates to begin with
-TINY = {"dim": 16, "depth": 1, "heads": 2, "dim_head": 8, "seq_len": 32, "window_sizes": 2}  # with --quick
+# With --quick.
+TINY = {"dim": 16, "depth": 1, "attn_depth": 1, "heads": 2, "dim_head": 8, "seq_len": 32, "window_sizes": 2}
 
 
 def main(argv: list[str] | None = None) -> None:
