@@ -46,9 +46,7 @@ def main(argv: list[str] | None = None) -> None:
         runs = dict(zip(run_names(paths), map(read_metrics, paths), strict=True))
         if output.suffix not in FORMATS or not output.parent.is_dir():
             raise ValueError(f"output: got {output}, allowed: {', '.join(FORMATS)}, in a folder that exists")
-        temporary = output.with_name(f".{output.name}.tmp")
-        draw(runs, args.by).savefig(temporary, format=output.suffix[1:], dpi=120)
-        replace(temporary, output)
+        save(draw(runs, args.by), output)
     print(output)
 
 
@@ -107,6 +105,13 @@ def loss_range(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, floa
 def unit_of_time(seconds: float) -> tuple[int, str]:
     """What an axis so long counts in: how many seconds that is, and its name."""
     return (1, "s") if seconds < 300 else (60, "min") if seconds < 7200 else (3600, "h")
+
+
+def save(figure, path: Path) -> None:
+    """Write a matplotlib Figure in one step, in the format of the file's suffix."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, format=path.suffix[1:], dpi=120)
+    replace(temporary, path)
 
 
 def draw(runs: dict[str, list[dict]], by: str = "step"):

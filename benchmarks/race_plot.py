@@ -4,8 +4,7 @@ from math import isfinite, nan
 from pathlib import Path
 from statistics import mean
 
-from plot import COLOURS, MARKERS, unit_of_time
-from training.files import replace
+from plot import COLOURS, MARKERS, save, unit_of_time
 
 
 def mean_curve(runs: list[dict]) -> list[float]:
@@ -58,7 +57,4 @@ def plot(results: dict[str, dict], path: Path) -> None:
     handles, labels = axes[0].get_legend_handles_labels()
     title = "A byte's cost after the same time of training (in the legend: at its end)"
     figure.legend(handles, labels, title=title, loc="outside upper center", ncols=3, frameon=False)
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    replace(temporary, path)
+    save(figure, path)

@@ -6,6 +6,7 @@ each place. A place's figure is the share of bits by which the hierarchical mode
 """
 
 import json
+from dataclasses import replace
 from itertools import product
 from math import isfinite, nan
 from pathlib import Path
@@ -13,12 +14,13 @@ from statistics import mean
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from benchmarks.race import FLAT, LEVELS, OUR_TRAINING, SAME, entrant, score_of
+from benchmarks.race import FLAT, LEVELS, SAME, entrant, score_of
 from benchmarks.racing import Race, racing_parser
 from benchmarks.timing import table
 from benchmarks.trials import Entry
+from model import ModelConfig
+from plot import save
 from training.command_line import user_errors
-from training.files import replace
 
 SHARES = (1 / 16, 1 / 4, 1)  # of the minutes that are given
 PRESETS = {"flat": FLAT, "hierarchical": LEVELS}
@@ -58,11 +60,9 @@ def main(argv: list[str] | None = None) -> None:
 
 def entry_of(preset: dict, n: int, quick: bool) -> Entry:
     """A preset on sequences of n bytes, with windows that fit them."""
-    model = entrant("ours", SAME | preset, quick).model
-    compressions, windows = model.get("hierarchies", (1,)), model["window_sizes"]
-    windows = windows if isinstance(windows, tuple) else (windows,)
-    fitting = tuple(min(window, n // c) for window, c in zip(windows, compressions, strict=True))
-    return Entry("ours", model | {"seq_len": n, "window_sizes": fitting}, OUR_TRAINING)
+    entry = entrant("ours", SAME | preset, quick)
+    windows = tuple(min(level.window, n // level.compression) for level in ModelConfig(**entry.model).levels)
+    return replace(entry, model=entry.model | {"seq_len": n, "window_sizes": windows})
 
 
 def saved(place: dict) -> float:
@@ -100,9 +100,7 @@ def plot(places: list[dict], path: Path) -> None:
     axis.set_yticks(range(len(lengths)), [f"{n:,}" for n in lengths])
     axis.set(xlabel="minutes of training", ylabel="bytes in a sequence")
     axis.set_title("Bits that the hierarchical model saves, beside the flat one", fontsize="medium")
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, format="png", dpi=120)
-    replace(temporary, path)
+    save(figure, path)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def attention_kernels(config: ModelConfig, device: str, dtype: torch.dtype) -> s
         attend = Attend(causal=True, use_flash_attn=config.use_flash_attn, window_size=level.window or None)
         keys = ceil(config.seq_len / level.compression)
         kernel = attend.kernel(keys, keys, level.dim_head, device, dtype) if level.window else "none"
-        some = f" in {len(level.attending)} of {level.depth} layers" if level.window and level.attn_depth else ""
+        some = f" in {len(level.attending)} of {level.depth} layers" if 0 < len(level.attending) < level.depth else ""
         kernels.append(f"{level.compression}x {kernel}, {min(level.window, keys)} of {keys} keys{some}")
     return "; ".join(kernels)
 
