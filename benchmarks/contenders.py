@@ -4,9 +4,11 @@ Peers come from `benchmarks/requirements.txt`.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -33,6 +35,12 @@ class Contender(nn.Module):
         if self.has_loss:
             return self.model(ids, return_loss=True)[0]
         return F.cross_entropy(self.model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
+
+
+def preset(name: str) -> dict:
+    """The model of `configs/`, so that what is raced is what is shipped; lists as the tuples that they stand for."""
+    model = yaml.safe_load((Path(__file__).parents[1] / "configs" / f"{name}.yaml").read_text())["model"]
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
 
 
 def ours(**config) -> Contender:

@@ -16,6 +16,7 @@ from statistics import mean
 
 from jsonargparse.typing import PositiveFloat
 
+from benchmarks.contenders import preset
 from benchmarks.race_plot import mean_curve, plot
 from benchmarks.racing import Race, racing_parser
 from benchmarks.timing import table
@@ -23,11 +24,7 @@ from benchmarks.trials import Entry
 from training.command_line import user_errors
 
 SAME = {"num_tokens": 256, "seq_len": 512, "dim_head": 64}
-LOOKUPS = {"ngrams": (2, 3, 4, 5, 6), "ngram_dropout": 0.5, "matches": (3, 4, 5, 6, 8, 12, 16)}
-SMALL = LOOKUPS | {"seq_len": 8192, "dim": 128, "heads": 2, "dropout": 0.1}
-FLAT = SMALL | {"depth": 4, "attn_depth": 2, "window_sizes": 128}  # configs/flat.yaml
-COARSE = {"hierarchies": (1, 4), "compress_type": "mean", "window_sizes": (0, 256)}
-LEVELS = SMALL | COARSE | {"depth": (2, 3)}  # configs/enwik8-small.yaml
+FLAT, LEVELS = preset("flat"), preset("enwik8-small")
 OUR_TRAINING = {"optimizer": "muon"}
 NEAR = {"hierarchies": (1, 2), "hierarchical_stride": 1, "window_sizes": (32, 64)}  # the reference's own
 AFAR = {"hierarchies": (1, 4), "hierarchical_stride": (1, 4), "window_sizes": (64, None)}  # and at a stride of 4
