@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.causality import check_causality, noisy
-from benchmarks.contenders import Contender, count_flops, count_parameters, random_ids, take_step
+from benchmarks.contenders import Contender, count_flops, count_parameters, random_ids, take_step, tuples
 from benchmarks.timing import median, spread, take_turns
 from benchmarks.trials import Entry, key_of
 from training.config import TrainConfig
@@ -82,6 +82,5 @@ def step_of(contender: Contender, entry: Entry, tokens: int, precision: str) -> 
 
 
 def entry_of(values: dict) -> Entry:
-    """An entry out of JSON, which has no tuples."""
-    model = {name: tuple(value) if isinstance(value, list) else value for name, value in values["model"].items()}
-    return Entry(values["builder"], model, values["train"])
+    """An entry out of JSON."""
+    return Entry(values["builder"], tuples(values["model"]), values["train"])

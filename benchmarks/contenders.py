@@ -38,9 +38,13 @@ class Contender(nn.Module):
 
 
 def preset(name: str) -> dict:
-    """The model of `configs/`, so that what is raced is what is shipped; lists as the tuples that they stand for."""
-    model = yaml.safe_load((Path(__file__).parents[1] / "configs" / f"{name}.yaml").read_text())["model"]
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in model.items()}
+    """The model of `configs/`, so that what is raced is what is shipped."""
+    return tuples(yaml.safe_load((Path(__file__).parents[1] / "configs" / f"{name}.yaml").read_text())["model"])
+
+
+def tuples(model: dict) -> dict:
+    """A model's arguments with tuples for the lists that YAML, JSON and flags have in their place."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
 
 
 def ours(**config) -> Contender:

@@ -16,11 +16,12 @@ from statistics import mean
 
 from jsonargparse.typing import PositiveFloat
 
-from benchmarks.contenders import preset
+from benchmarks.contenders import preset, tuples
 from benchmarks.race_plot import mean_curve, plot
 from benchmarks.racing import Race, racing_parser
 from benchmarks.timing import table
 from benchmarks.trials import Entry
+from model import ModelConfig
 from training.command_line import user_errors
 
 SAME = {"num_tokens": 256, "seq_len": 512, "dim_head": 64}
@@ -62,14 +63,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--contenders", type=str, nargs="+", default=CONTENDERS, help="who takes part")
     parser.add_argument("--sweep-minutes", type=PositiveFloat, default=2.0, help="of each size and learning rate")
     parser.add_argument("--rates", type=PositiveFloat, nargs="+", default=RATES, help="learning rates to begin with")
+    parser.add_argument("--ours", type=dict, default={}, help="what our models have beside their presets, as JSON")
     args = parser.parse_args(argv)
 
     with user_errors():
-        unknown = ", ".join(sorted(set(args.contenders) - set(CONTENDERS)))
-        if unknown:
-            raise ValueError(f"contenders: got {unknown}, allowed: {', '.join(CONTENDERS)}")
+        for name, allowed in {"contenders": CONTENDERS, "ours": list(vars(ModelConfig()))}.items():
+            unknown = ", ".join(sorted(set(getattr(args, name)) - set(allowed)))
+            if unknown:
+                raise ValueError(f"{name}: got {unknown}, allowed: {', '.join(allowed)}")
+        beside = {"ours": tuples(args.ours)}
         entries = {
-            (contender, size): entrant(builder, SAME | model, args.quick)
+            (contender, size): entrant(builder, SAME | model | beside.get(builder, {}), args.quick)
             for (contender, size), (builder, model) in SIZES.items()
             if contender in args.contenders
         }
@@ -88,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     outcome = conclude(results)
     print(table([row(f"{contender}, {line['size']}", line) for contender, line in outcome.items()]))
     print(race.folder / "race.png")
-    print(json.dumps(race.circumstances() | {"minutes": args.minutes, "contenders": outcome}))
+    print(json.dumps(race.circumstances() | {"minutes": args.minutes, "ours": args.ours, "contenders": outcome}))
 
 
 def entrant(builder: str, model: dict, quick: bool, **train) -> Entry:

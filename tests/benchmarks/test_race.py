@@ -206,6 +206,8 @@ def test_ablations_are_differences_to_the_base_of_the_same_seeds(start, tmp_path
     ("flags", "complaint"),
     [
         (["--contenders", "flat", "hare"], "contenders: got hare, allowed: flat, hierarchical"),
+        (['--ours={"drop": 0.2}'], "ours: got drop, allowed: num_tokens, ngrams"),
+        (['--ours={"dropout": 2}'], "dropout: got 2, allowed: 0 to below 1"),
         (["--tokens-per-step=1000"], "tokens_per_step: got 1000, allowed: multiples of [512, 8192]"),
         (["--data.name=files"], "data.path: got None, allowed for name=files: a file"),
         (["--precision=fp8"], "precision: got fp8, allowed: float32, bf16"),
