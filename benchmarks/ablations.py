@@ -11,7 +11,7 @@ from statistics import mean
 from jsonargparse.typing import PositiveFloat
 
 from benchmarks.race import LEVELS, SAME, entrant, score_of
-from benchmarks.racing import Race, racing_parser
+from benchmarks.racing import Race, check_known, racing_parser
 from benchmarks.timing import table
 from benchmarks.trials import Entry
 from training.command_line import user_errors
@@ -81,9 +81,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with user_errors():
         known = sorted({name for change in CHANGES for name in change})
-        unknown = ", ".join(sorted(set(args.only or ()) - set(known)))
-        if unknown:
-            raise ValueError(f"only: got {unknown}, allowed: {', '.join(known)}")
+        check_known("only", args.only or (), known)
         changes = [change for change in CHANGES if args.only is None or set(args.only) & set(change)]
         race = Race(
             args, {("base",): entry_of({}, args.quick)} | {(told(c),): entry_of(c, args.quick) for c in changes}

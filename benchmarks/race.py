@@ -18,7 +18,7 @@ from jsonargparse.typing import PositiveFloat
 
 from benchmarks.contenders import preset, tuples
 from benchmarks.race_plot import mean_curve, plot
-from benchmarks.racing import Race, racing_parser
+from benchmarks.racing import Race, check_known, racing_parser
 from benchmarks.timing import table
 from benchmarks.trials import Entry
 from model import ModelConfig
@@ -63,14 +63,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--contenders", type=str, nargs="+", default=CONTENDERS, help="who takes part")
     parser.add_argument("--sweep-minutes", type=PositiveFloat, default=2.0, help="of each size and learning rate")
     parser.add_argument("--rates", type=PositiveFloat, nargs="+", default=RATES, help="learning rates to begin with")
-    parser.add_argument("--ours", type=dict, default={}, help="what our models have beside their presets, as JSON")
+    parser.add_argument("--ours", type=dict, default={}, help="changes to our presets, as JSON")
     args = parser.parse_args(argv)
 
     with user_errors():
-        for name, allowed in {"contenders": CONTENDERS, "ours": list(vars(ModelConfig()))}.items():
-            unknown = ", ".join(sorted(set(getattr(args, name)) - set(allowed)))
-            if unknown:
-                raise ValueError(f"{name}: got {unknown}, allowed: {', '.join(allowed)}")
+        check_known("contenders", args.contenders, CONTENDERS)
+        check_known("ours", args.ours, ModelConfig.__dataclass_fields__)
         beside = {"ours": tuples(args.ours)}
         entries = {
             (contender, size): entrant(builder, SAME | model | beside.get(builder, {}), args.quick)

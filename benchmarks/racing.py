@@ -1,6 +1,7 @@
 """What races have in common: their flags, and trials of as many bytes as the clock gives for a time."""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from benchmarks.clock import speeds
 from benchmarks.ledger import run_all
 from benchmarks.trials import Entry, Trial
 from data import DataConfig, open_corpus
+from data.checks import require
 from training.command_line import Parser
 from training.loading import best_device
 
@@ -31,6 +33,12 @@ def racing_parser(module: str, description: str) -> Parser:
     parser.add_argument("--jobs", type=PositiveInt | None, help="trials at once; null = one a core, or one on a GPU")
     parser.add_argument("--quick", action="store_true", help="miniatures, to see that everything runs")
     return parser
+
+
+def check_known(flag: str, given: Iterable[str], allowed: Iterable[str]) -> None:
+    """Raise a ValueError that names the flag and those of its values that are not allowed."""
+    unknown = ", ".join(sorted(set(given) - set(allowed)))
+    require({flag: unknown}, **{flag: (not unknown, ", ".join(allowed))})
 
 
 class Race:
