@@ -23,8 +23,9 @@ from model import HierarchicalTransformer
 from training.coding import decode, encode
 from training.command_line import Parser, user_errors
 from training.config import Config, TrainConfig, WandbConfig
+from training.decoding import lay_out_for_decoding
 from training.evaluation import FIRST_BYTE, bits_per_byte, total_nats
-from training.loading import lay_out_for_decoding, load_model
+from training.loading import load_model
 from training.parallel import build_accelerator
 
 

@@ -16,8 +16,9 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from data.text import show, to_ids, to_text
 from model import HierarchicalTransformer
 from training.command_line import Parser, fail, user_errors
+from training.decoding import lay_out_for_decoding
 from training.heatmap import byte_bits, write_heatmap
-from training.loading import best_device, lay_out_for_decoding, load_model
+from training.loading import best_device, load_model
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 

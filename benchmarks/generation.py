@@ -13,7 +13,7 @@ import torch
 
 from benchmarks.timing import median, spread, table, take_turns
 from model import HierarchicalTransformer
-from training.loading import lay_out_for_decoding
+from training.decoding import lay_out_for_decoding
 
 SAME = {"num_tokens": 256, "dim": 256, "depth": 4, "seq_len": 2048, "dim_head": 64, "heads": 4}
 

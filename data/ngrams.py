@@ -46,6 +46,8 @@ def ngram_matches(ids: Tensor, orders: tuple[int, ...], reach: int, last: int) -
     All of it lies within the last `reach` bytes, which alone count. It is the match model of compressors such as lpaq
     (https://mattmahoney.net/dc/#lpaq), or an n-gram head (arXiv 2401.12973) that looks at its latest match.
     """
+    if not orders:
+        return  # before the bytes are compared for nothing
     before = matches_of_last if last == 1 else matches_of_all
     for order, index in zip(orders, before(ids, orders), strict=True):
         place = torch.arange(ids.shape[1] - index.shape[1], ids.shape[1], device=ids.device)

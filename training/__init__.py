@@ -6,6 +6,7 @@ __all__ = [
     "coding",
     "command_line",
     "config",
+    "decoding",
     "evaluation",
     "files",
     "heatmap",

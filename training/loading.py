@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
 
 from model import HierarchicalTransformer
 
@@ -28,16 +27,6 @@ def load_model(run_dir: Path, device: str) -> HierarchicalTransformer:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device: got {device}, which cannot be used here: {error}") from error
-
-
-def lay_out_for_decoding(model: nn.Module) -> None:
-    """Store wide matrices column by column: one byte at a time, long rows of memory stream faster from a CPU.
-
-    Values and shapes stay. Not for training, where a later sum in another order would end in other bits.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module.out_features > module.in_features:
-            module.weight.data = module.weight.data.t().contiguous().t()
 
 
 def best_device() -> str:

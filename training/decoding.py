@@ -1,0 +1,53 @@
+"""Linear maps stored for drawing one byte after another on a CPU, where reading the weights is most of the work."""
+
+from math import gcd
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from model import HierarchicalTransformer
+
+FEW = 256  # rows, up to which a thread for each slice is faster than all of them for one slice after another
+
+
+class SlicedLinear(nn.Module):
+    """A linear map over x (b n i) -> (b n o) as slices of its outputs, (s i o/s), one for each thread.
+
+    A library's product of one row and a matrix runs on one thread, a batch of them on all (benchmarks/NOTES.md). Sums
+    are taken in another order, so that results are equal to rounding only.
+    """
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        count = gcd(linear.out_features, torch.get_num_threads())
+        slices = rearrange(linear.weight.detach(), "(s o) i -> s i o", s=count).contiguous()
+        self.slices, self.bias = nn.Parameter(slices, requires_grad=False), linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(0, -2)
+        if len(rows) > FEW:
+            out = torch.cat([rows @ weight for weight in self.slices], dim=-1)
+        else:
+            out = (rows @ self.slices).transpose(0, 1)  # (b n) s o/s; einops takes as long as a small product
+        out = out.reshape(*x.shape[:-1], -1)
+        return out if self.bias is None else out + self.bias
+
+
+def lay_out_for_decoding(model: HierarchicalTransformer) -> None:
+    """Store a model's matrices as a CPU reads them fastest, one byte at a time. Elsewhere, nothing changes.
+
+    Those of its levels and what merges give out become `SlicedLinear`; others that are wider than long, which the model
+    reads in parts, are stored column by column. Not for training, and not to be saved: names change.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        return
+    for module in list(model.levels.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Linear):
+                setattr(module, name, SlicedLinear(child))
+    for merge in model.merges.values():
+        merge.to_out = SlicedLinear(merge.to_out)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.out_features > module.in_features:
+            module.weight.data = module.weight.data.t().contiguous().t()
