@@ -4,7 +4,8 @@ from data.batches import batch, offsets, scoring_windows, spread_windows
 from data.checks import is_increasing, is_number, require
 from data.config import DataConfig
 from data.corpora import open_corpus
-from data.ngrams import ngram_matches, ngram_rows
+from data.matches import matches
+from data.ngrams import ngram_rows
 from data.store import Corpus
 from data.text import show, to_ids, to_text
 
@@ -14,7 +15,7 @@ __all__ = [
     "batch",
     "is_increasing",
     "is_number",
-    "ngram_matches",
+    "matches",
     "ngram_rows",
     "offsets",
     "open_corpus",

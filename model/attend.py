@@ -13,7 +13,6 @@ class Attend(nn.Module):
         causal: a query sees its own key and those before it; fewer queries than keys are the last of the sequence.
         use_flash_attn: PyTorch's fused kernels, where they are faster than the plain path that they are tested against.
         window_size: with `causal`, see only this many keys, one's own included; less than 1 is a ValueError.
-
     Shapes:
         q: (b h i d), k and v: (b h j d), or with fewer heads, each shared by as many neighbours of q.
         mask: (b j) bool, True where a key may be seen. Returns (b h i d).

@@ -42,6 +42,10 @@ class ModelConfig:
     """probability with which training leaves out an n-gram, lest rare ones be learnt by heart"""
     matches: tuple[int, ...] = ()
     """orders of the n-grams of which the byte that followed last time, within seq_len, is embedded and added, too"""
+    word_matches: tuple[int, ...] = ()
+    """the same for words: how many before the present one have to be as last time, such as [0, 1, 2]"""
+    match_places: int = 1
+    """how many of the latest places are looked at, for each of matches and word_matches"""
     dim: int | tuple[int, ...] = 256
     """width of the residual stream, per level"""
     depth: int | tuple[int, ...] = 4
@@ -108,9 +112,9 @@ class ModelConfig:
             fits = len(values) == len(hierarchies) and all(map(is_legal, values, hierarchies))
             checks[name] = fits, f"{allowed}; {each}"
         checks["seq_len"] = is_number(self.seq_len, least, int), f"at least the largest compression, {least}"
-        for name in ("ngrams", "matches"):
-            checks[name] = is_increasing(given[name], 2), "a list of increasing whole numbers from 2, or an empty one"
-        for name, low in {"num_tokens": 2, "ngram_rows": 1, "num_rollouts": 1}.items():
+        for name, low in {"ngrams": 2, "matches": 2, "word_matches": 0}.items():
+            checks[name] = is_increasing(given[name], low), f"a list of increasing whole numbers from {low}, or []"
+        for name, low in {"num_tokens": 2, "ngram_rows": 1, "match_places": 1, "num_rollouts": 1}.items():
             checks[name] = is_number(given[name], low, int), f"at least {low}"
         checks["predict_hierarchy"] = self.predict_hierarchy in (None, *hierarchies), f"null or one of {hierarchies}"
         checks |= {n: (is_number(given[n], 0) and given[n] < 1, "0 to below 1") for n in ("dropout", "ngram_dropout")}

@@ -14,7 +14,6 @@ from model.config import LevelConfig
 
 class Compress(nn.Module):
     """Bytes' embeddings to a level's first tokens, token k (from 0) by the bytes ks - c + 1 … ks: (b ⌈n/s⌉ d).
-
     By convolution of kernel c and stride s, written as one matrix product over chunks, a SiLU and a linear map; by the
     mean of a chunk and a linear map; or by `ChunkAttention`.
     """
@@ -71,7 +70,6 @@ def align(t: Tensor, stride: int, to: int, n: int) -> Tensor:
 
 class Merge(nn.Module):
     """What all levels say together, added to those in `targets`: tokens (b ⌈n/s⌉ d) by level -> the same.
-
     Computes linear(SiLU(linear(RMSNorm(concatenation of all levels, aligned)))). The first linear map is applied to
     each level at its own rate and summed after alignment: the same, without a coarse level's work for every byte.
     """

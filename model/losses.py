@@ -12,8 +12,7 @@ from model.config import LevelConfig, ModelConfig
 
 
 class Losses(NamedTuple):
-    """Detached scalars, unweighted, summed over levels; None where no level has a weight. `by_level` holds each level's
-    part of these sums, under keys like "next_latent/4x"."""
+    """Detached scalars, unweighted, summed over levels, or None; `by_level` has each one's part, "next_latent/4x"."""
 
     cross_entropy: Tensor
     reconstruction: Tensor | None = None
@@ -46,7 +45,6 @@ class Chunks(nn.Module):
 
 class NextLatent(nn.Module):
     """A level predicts its own next outputs from the current one and summaries of the bytes between (arXiv 2511.05963).
-
     A summary is the mean of the embeddings behind an output, detached, as are the targets. Each of `rollouts` steps
     goes on from what the step before predicted, and counts for less the more those before it erred.
     """

@@ -59,7 +59,6 @@ def stream(model, prompt: Tensor, length: int, *, use_cache=True, generator=None
         use_cache: never compute a byte twice; without it every byte runs a full pass over all before it.
         generator: a torch.Generator on the CPU, where chance comes from; the same state gives the same bytes.
         sampling: fields of `Sampling`. Rows that have met a stop token repeat it.
-
     A ValueError comes at the first token, on an empty prompt, a negative length, or from `Sampling`.
     """
     fits = prompt.ndim == 2 and prompt.shape[1] > 0, "(b n) with at least one token"

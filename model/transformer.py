@@ -11,7 +11,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
 from data.checks import require
-from data.ngrams import ngram_matches, ngram_rows
+from data.matches import matches
+from data.ngrams import ngram_rows
 from model.block import XPOS_SCALE_BASE, Block, Cache, Rotary, after_past
 from model.config import LevelConfig, ModelConfig
 from model.levels import Compress, Merge, align
@@ -48,7 +49,6 @@ class Level(nn.Module):
 
 class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBRARY, license="mit", tags=TAGS):
     """A causal language model over bytes on several time scales at once, with the fields of `ModelConfig` as keywords.
-
     A ValueError names every argument that does not fit, what it got and what is allowed.
     """
 
@@ -66,7 +66,8 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
 
         self.token_emb = nn.Embedding(config.num_tokens, max(self.dims))
         self.ngram_embs = nn.ModuleList(nn.Embedding(config.ngram_rows, max(self.dims)) for _ in config.ngrams)
-        self.match_embs = nn.ModuleList(nn.Embedding(1 + config.num_tokens, max(self.dims)) for _ in config.matches)
+        lookups = config.match_places * len(config.matches + config.word_matches)
+        self.match_embs = nn.ModuleList(nn.Embedding(1 + config.num_tokens, max(self.dims)) for _ in range(lookups))
         self.ngram_dropout = nn.Dropout1d(config.ngram_dropout)  # of whole embeddings
         self.levels = nn.ModuleList(Level(level, config, max(self.dims)) for level in levels)
         heard = {k - 1 for i in self.targets for k in levels[i].layers} | {self.layers - 1} if levels[1:] else {}
@@ -124,10 +125,11 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
         require({"ids": f"{n} bytes a row"}, ids=(not cache or n == 1, "1 when the cache is not empty"))
         if cache is not None:
             ids = torch.cat((cache.get(self, ids[:, :0]), ids), dim=1)
-            cache[self] = ids[:, -max((config.seq_len if config.matches else 1, *config.ngrams)) :]
+            cache[self] = ids[:, -max((config.seq_len if self.match_embs else 1, *config.ngrams)) :]
         for emb, rows in zip(self.ngram_embs, ngram_rows(ids, config.ngrams, config.ngram_rows, n), strict=True):
             x = x + self.ngram_dropout(emb(rows))
-        for emb, next_ in zip(self.match_embs, ngram_matches(ids, config.matches, config.seq_len, n), strict=True):
+        found = matches(ids, config.matches, config.word_matches, config.match_places, config.seq_len, n)
+        for emb, next_ in zip(self.match_embs, found, strict=True):
             x = x + emb(next_)
         x = after_past(x, max(config.per_level("hierarchies")) - 1, cache, self.token_emb)
         due = {i: level for i, level in enumerate(self.levels) if not cache or cache.length % level.stride == 0}

@@ -1,8 +1,6 @@
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from data import ngram_matches, ngram_rows
+from data import ngram_rows
 
 
 def test_a_row_is_that_of_its_own_n_gram_wherever_it_stands():
@@ -34,32 +32,3 @@ def test_rows_are_spread_over_the_table():
 
 def test_no_orders_give_nothing():
     assert list(ngram_rows(torch.zeros(1, 3, dtype=torch.long), (), 8, last=3)) == []
-
-
-def looked_up(text, order, reach):
-    """What followed the latest earlier n-gram like the one at the end of a text, by looking at each."""
-    text = text[-reach:]
-    for end in range(len(text) - 1, order - 1, -1):
-        if text[end - order : end] == text[-order:]:
-            return 1 + text[end]
-    return 0
-
-
-@given(
-    texts=st.integers(1, 40).flatmap(lambda n: st.lists(st.tuples(*[st.integers(0, 2)] * n), min_size=1)),
-    orders=st.sets(st.integers(2, 6)).map(sorted).map(tuple),
-    reach=st.integers(1, 50),
-)
-def test_a_match_is_what_followed_the_latest_n_gram_like_this_one(texts, orders, reach):
-    ids, n = torch.tensor(texts), len(texts[0])
-    expected = [[[looked_up(text[: t + 1], k, reach) for t in range(n)] for text in texts] for k in orders]
-    for last in {1, n}:  # one byte and all are found in different ways
-        found = [matches.tolist() for matches in ngram_matches(ids, orders, reach, last)]
-        assert found == [[row[-last:] for row in rows] for rows in expected]
-
-
-def test_only_what_can_be_seen_is_looked_up():
-    ids = torch.tensor([[7, 8, 1, 0, 0, 7, 8]])
-    for reach, found in ((8, 2), (7, 2), (6, 0)):
-        (matches,) = ngram_matches(ids, (2,), reach, last=7)
-        assert matches[0].tolist() == [0, 0, 0, 0, 0, 0, found]

@@ -23,6 +23,8 @@ def model_configs(draw, max_levels: int = 4, **fixed) -> dict:
         "ngrams": draw(st.sampled_from([(), (2,), (2, 3), (3, 5)])),
         "ngram_rows": draw(st.sampled_from([7, 64])),
         "matches": draw(st.sampled_from([(), (2,), (2, 4)])),
+        "word_matches": draw(st.sampled_from([(), (0,), (0, 2)])),
+        "match_places": draw(st.integers(1, 3)),
         "dim": [draw(st.sampled_from([6, 8, 12])) for _ in range(each)],
         "depth": depths,
         "attn_depth": [draw(st.none() | st.integers(1, depth)) for depth in depths],

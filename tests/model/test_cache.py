@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from model import Cache
 from tests.model.strategies import model_configs
@@ -20,6 +21,22 @@ def test_cached_logits_are_those_of_the_full_pass(config, data):
         full = model(ids)
         pieces = [model(ids[:, :prefill], cache=cache)]
         pieces += [model(ids[:, t : t + 1], cache=cache) for t in range(prefill, total)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), full, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prefill", [1, 20, 71])
+def test_words_are_looked_up_from_the_cache_as_in_the_full_pass(prefill):
+    lookups = {"matches": (2,), "word_matches": (0, 1, 2), "match_places": 2}
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 24} | lookups)
+    ids = torch.tensor(list(b"ab .A\xc3"))[torch.randint(0, 6, (8, 72))]
+    cache = Cache()
+    with torch.inference_mode():
+        full = model(ids)
+        pieces = [model(ids[:, :prefill], cache=cache)]
+        pieces += [model(ids[:, t : t + 1], cache=cache) for t in range(prefill, 72)]
+        for emb in model.match_embs[2:]:
+            nn.init.zeros_(emb.weight)
+        assert not torch.equal(model(ids), full)  # of the words something was found
     torch.testing.assert_close(torch.cat(pieces, dim=1), full, atol=1e-4, rtol=1e-4)
 
 
