@@ -38,16 +38,14 @@ def lay_out_for_decoding(model: HierarchicalTransformer) -> None:
     """Store a model's matrices as a CPU reads them fastest, one byte at a time. Elsewhere, nothing changes.
 
     Those of its levels and what merges give out become `SlicedLinear`; others that are wider than long, which the model
-    reads in parts, are stored column by column. Not for training, and not to be saved: names change.
+    reads in parts, are stored column by column. Not for training, and not to be saved: names change. Twice is as once.
     """
     if next(model.parameters()).device.type != "cpu":
         return
-    for module in list(model.levels.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear):
-                setattr(module, name, SlicedLinear(child))
-    for merge in model.merges.values():
-        merge.to_out = SlicedLinear(merge.to_out)
+    called = [(module, name) for module in model.levels.modules() for name, _ in module.named_children()]
+    for module, name in [*called, *((merge, "to_out") for merge in model.merges.values())]:
+        if isinstance(linear := getattr(module, name), nn.Linear):
+            setattr(module, name, SlicedLinear(linear))
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features > module.in_features:
             module.weight.data = module.weight.data.t().contiguous().t()

@@ -23,6 +23,7 @@ def test_a_model_laid_out_for_decoding_says_the_same(threads, count, compress):
     ids, parameters = torch.randint(0, 256, (2, 40)), sum(p.numel() for p in model.parameters())
     logits, drawn = model(ids), model.generate(ids, 40, temperature=0)
     lay_out_for_decoding(model)
+    lay_out_for_decoding(model)
     assert any(isinstance(module, SlicedLinear) for module in model.modules())
     assert sum(p.numel() for p in model.parameters()) == parameters  # nothing is kept twice
     torch.testing.assert_close(model(ids), logits)
