@@ -5,7 +5,6 @@ It is the match model of compressors such as lpaq (https://mattmahoney.net/dc/#l
 """
 
 from collections.abc import Iterator
-from itertools import chain
 
 import torch
 import torch.nn.functional as F
@@ -25,34 +24,39 @@ def matches(
     Contexts are n-grams, for each of `orders`, and numbers of whole words before the present one, for each of `words`.
     All of one, and what parts it from what comes before it, lies within the last `reach` bytes, which alone count.
     """
+    contexts = [*ngram_contexts(ids, orders), *word_contexts(ids, words)]
+    if not contexts:
+        return
+    hashed, first = (torch.stack(each, dim=1) for each in zip(*contexts, strict=True))  # (b contexts n)
     latest, n = (latest_of_last if last == 1 else latest_of_all), ids.shape[1]
-    place = torch.arange(n - last, n, device=ids.device)
-    for hashed, first in chain(ngram_contexts(ids, orders), word_contexts(ids, words)):
-        for index in latest(hashed, places):
-            begun = at(first, index[:, -last:], -1)
-            known = (begun >= 0) & (begun > place - reach)
-            yield torch.where(known, 1 + ids.gather(1, (index[:, -last:] + 1).clamp(max=n - 1)), 0)
+    place, following = torch.arange(n - last, n, device=ids.device), (1 + F.pad(ids[:, 1:], (0, 1))).unsqueeze(1)
+    found = []
+    for index in latest(hashed, places):
+        begun = at(first, index[..., -last:], -1)
+        known = (begun >= 0) & (begun > place - reach)
+        found.append(torch.where(known, at(following.expand_as(hashed), index[..., -last:], 0), 0))
+    yield from torch.stack(found, dim=2).flatten(1, 2).unbind(dim=1)
 
 
 def at(t: Tensor, index: Tensor, otherwise: int) -> Tensor:
-    """Values of t (b n) at index (b m), and another where it is below 0."""
-    return torch.where(index >= 0, t.gather(1, index.clamp(min=0)), otherwise)
+    """Values of t (… n) at index (… m), and another where it is below 0."""
+    return torch.where(index >= 0, t.gather(-1, index.clamp(min=0)), otherwise)
 
 
 def latest_of_all(hashed: Tensor, places: int) -> Iterator[Tensor]:
-    """Where each of hashed (b n) last stood before, then the time before, and so on: (b n), below 0 if nowhere."""
-    ordered, index = hashed.sort(dim=1, stable=True)
+    """Where each of hashed (… n) last stood before, then the time before, and so on: (… n), below 0 if nowhere."""
+    ordered, index = hashed.sort(dim=-1, stable=True)
     for k in range(1, places + 1):
-        before = torch.where(ordered[:, k:] == ordered[:, :-k], index[:, :-k], -1)
-        before = F.pad(before, (k, 0), value=-1)[:, : hashed.shape[1]]
-        yield torch.empty_like(index).scatter_(1, index, before)  # back in time's order
+        before = torch.where(ordered[..., k:] == ordered[..., :-k], index[..., :-k], -1)
+        before = F.pad(before, (k, 0), value=-1)[..., : hashed.shape[-1]]
+        yield torch.empty_like(index).scatter_(-1, index, before)  # back in time's order
 
 
 def latest_of_last(hashed: Tensor, places: int) -> Iterator[Tensor]:
-    """The same of the last of hashed alone, (b 1), without a sort."""
-    alike = F.pad(hashed[:, :-1] == hashed[:, -1:], (1, 0)) * torch.arange(hashed.shape[1], device=hashed.device)
+    """The same of the last of hashed alone, (… 1), without a sort."""
+    alike = F.pad(hashed[..., :-1] == hashed[..., -1:], (1, 0)) * torch.arange(hashed.shape[-1], device=hashed.device)
     for _ in range(places):
-        yield (best := alike.amax(dim=1, keepdim=True)) - 1
+        yield (best := alike.amax(dim=-1, keepdim=True)) - 1
         alike = alike.masked_fill(alike == best, 0)
 
 
