@@ -17,7 +17,7 @@ INVERSE = pow(FACTOR, -1, 1 << 64) - (1 << 64)  # of the factor among 64-bit int
 
 def matches(
     ids: Tensor, orders: tuple[int, ...], words: tuple[int, ...], places: int, reach: int, last: int
-) -> Iterator[Tensor]:
+) -> tuple[Tensor, ...]:
     """What followed where the context of each of the `last` of ids (b n) stood before, as 1 + the byte: int64 (b last),
     0 where it did not. For each context, at the latest place, then at the one before, as many as `places`.
 
@@ -26,16 +26,16 @@ def matches(
     """
     contexts = [*ngram_contexts(ids, orders), *word_contexts(ids, words)]
     if not contexts:
-        return
+        return ()
     hashed, first = (torch.stack(each, dim=1) for each in zip(*contexts, strict=True))  # (b contexts n)
     latest, n = (latest_of_last if last == 1 else latest_of_all), ids.shape[1]
-    place, following = torch.arange(n - last, n, device=ids.device), (1 + F.pad(ids[:, 1:], (0, 1))).unsqueeze(1)
+    following = (1 + F.pad(ids[:, 1:], (0, 1))).unsqueeze(1).expand_as(hashed)
+    edge = torch.arange(n - last - reach, n - reach, device=ids.device).clamp(min=-1)  # the last byte out of reach
     found = []
-    for index in latest(hashed, places):
-        begun = at(first, index[..., -last:], -1)
-        known = (begun >= 0) & (begun > place - reach)
-        found.append(torch.where(known, at(following.expand_as(hashed), index[..., -last:], 0), 0))
-    yield from torch.stack(found, dim=2).flatten(1, 2).unbind(dim=1)
+    for index in (index[..., -last:] for index in latest(hashed, places)):
+        within = at(first, index, -1) > edge
+        found.append(at(following, index.where(within, -1), 0))
+    return torch.stack(found, dim=2).flatten(1, 2).unbind(dim=1)
 
 
 def at(t: Tensor, index: Tensor, otherwise: int) -> Tensor:

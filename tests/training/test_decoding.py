@@ -25,6 +25,7 @@ def test_a_model_laid_out_for_decoding_says_the_same(threads, count, compress):
     lay_out_for_decoding(model)
     lay_out_for_decoding(model)
     assert any(isinstance(module, SlicedLinear) for module in model.modules())
+    assert any(not p.is_contiguous() for p in model.parameters())
     assert sum(p.numel() for p in model.parameters()) == parameters  # nothing is kept twice
     torch.testing.assert_close(model(ids), logits)
     assert torch.equal(model.generate(ids, 40, temperature=0), drawn)
