@@ -1,7 +1,7 @@
 """Time and memory of attention against length: `python -m benchmarks.attention`.
 
-Each path runs forward and backward at each length in a process of its own, so that its peak memory is its own. The
-slope is that of the logarithms over the longer half of the lengths: 1 grows with n, 2 with n².
+Each path runs forward and backward at each length, on a CPU in a process of its own, so that its peak memory is its
+own. The slope is that of the logarithms over the longer half of the lengths: 1 grows with n, 2 with n².
 """
 
 import argparse
@@ -15,6 +15,7 @@ import torch
 from benchmarks.timing import median, table
 from model import Attend
 from training.monitor import peak_memory
+from training.speed import synchronize
 
 WINDOW, HEADS, DIM_HEAD = 64, 4, 64
 PATHS = {  # name: options of Attend, and the longest length that fits a small machine
@@ -28,21 +29,23 @@ PATHS = {  # name: options of Attend, and the longest length that fits a small m
 def measure(options: dict, n: int, rounds: int, threads: int) -> dict:
     """Median seconds and peak bytes beyond the inputs of one step at length n."""
     torch.set_num_threads(threads)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     attend = Attend(causal=True, **options)
 
     def step(n: int) -> tuple[float, int]:
         q, k, v = (torch.randn(1, HEADS, n, DIM_HEAD, device=device, requires_grad=True) for _ in range(3))
-        began, since = peak_memory(torch.device(device)), time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        synchronize(device)
+        began, since = peak_memory(device), time.perf_counter()
         attend(q, k, v).sum().backward()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - since, peak_memory(torch.device(device)) - began
+        synchronize(device)
+        return time.perf_counter() - since, peak_memory(device) - began
 
     step(128)  # wakes the libraries
     steps = [step(n) for _ in range(rounds)]
     times, peaks = zip(*steps, strict=True)
-    kernel = attend.kernel(n, n, DIM_HEAD, device, torch.float32)
+    kernel = attend.kernel(n, n, DIM_HEAD, device.type, torch.float32)
     return {"kernel": kernel, "n": n, "seconds": median(list(times)), "bytes": max(peaks)}
 
 
@@ -65,10 +68,9 @@ def main() -> None:
         lengths = [n for n in args.lengths if n <= longest]
         if not lengths:
             continue
-        results[name] = []
-        for n in lengths:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                results[name].append(pool.apply(measure, (options, n, args.rounds, args.threads)))
+        tasks = None if torch.cuda.is_available() else 1  # of one process, before another takes its place
+        with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=tasks) as pool:
+            results[name] = [pool.apply(measure, (options, n, args.rounds, args.threads)) for n in lengths]
         line = {"path": name, "kernel": results[name][-1]["kernel"]}
         cells = {r["n"]: f"{1000 * r['seconds']:.0f} ms, {r['bytes'] / 2**20:.0f} MiB" for r in results[name]}
         line |= {f"{n}": cells.get(n, "") for n in args.lengths}
