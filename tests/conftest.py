@@ -13,6 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from tests.runs import NO_GPU
+
 torch.set_num_threads(1)
 worker = os.environ.get("PYTEST_XDIST_WORKER")
 if worker and hasattr(os, "sched_setaffinity"):  # and its runs: threads that wait for one another crawl on busy cores
@@ -46,15 +48,14 @@ def workplace(tmp_path_factory):
 
 @pytest.fixture
 def command():
-    """Run one of the project's programs as a user would: command("train.py", ...) -> CompletedProcess."""
+    """Run one of the project's programs as a user without a GPU would: command("train.py", …) -> CompletedProcess."""
 
     def run(
         program: str, *arguments: str, launcher: tuple[str, ...] = (), **environment
     ) -> subprocess.CompletedProcess:
         line = [*(launcher or (sys.executable,)), str(ROOT / program), *map(str, arguments)]
-        return subprocess.run(
-            line, capture_output=True, text=True, cwd=ROOT, env=os.environ | environment, stdin=subprocess.DEVNULL
-        )
+        environment = os.environ | NO_GPU | environment
+        return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
 
     return run
 

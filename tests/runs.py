@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+NO_GPU = {"CUDA_VISIBLE_DEVICES": ""}  # for results that do not depend on the machine
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
 # `--num_processes 2 --cpu` silently runs one process (accelerate issue 2741); with ACCELERATE_USE_CPU=true this runs
 # two, with gloo.

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.runs import LAUNCH, LAUNCH_TWO, checkpoints, losses, metrics, same, weights
+from tests.runs import LAUNCH, LAUNCH_TWO, NO_GPU, checkpoints, losses, metrics, same, weights
 from training.checkpoints import damage, read_state
 from training.run_dir import run_errors
 
@@ -25,9 +25,8 @@ LONG += ("--model.dropout=0.1",)  # so that random states count
 def start(workplace: Path, run_dir: Path, *options, launcher=(sys.executable,), **environment) -> subprocess.Popen:
     config = () if "--resume" in options else ("--config", str(workplace / "tiny.yaml"))
     line = [*launcher, "train.py", *config, "--run_dir", str(run_dir), *options]
-    return subprocess.Popen(
-        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
-    )
+    environment = os.environ | NO_GPU | environment
+    return subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def kill_all(process: subprocess.Popen) -> None:

@@ -36,8 +36,9 @@ def on_both(config):
 
 
 def losses_and_gradients(model, ids):
-    loss, _ = model(ids, return_loss=True)
-    return loss.detach().cpu(), [g.cpu() for g in torch.autograd.grad(loss, list(model.parameters()))]
+    loss, _ = model(ids.to(model.to_logits.weight.device), return_loss=True)
+    loss.backward()
+    return loss.detach().cpu(), [None if p.grad is None else p.grad.cpu() for p in model.parameters()]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -78,12 +79,12 @@ def test_logits_losses_and_gradients_are_those_of_a_cpu(config, n):
     with torch.no_grad():
         here, there = (model(ids.to(model.to_logits.weight.device)).cpu() for model in models)
     torch.testing.assert_close(there, here, atol=1e-4, rtol=1e-4)
-    (loss, gradients), (gpu_loss, gpu_gradients) = (
-        losses_and_gradients(model, ids.to(model.to_logits.weight.device)) for model in models
-    )
+    (loss, gradients), (gpu_loss, gpu_gradients) = (losses_and_gradients(model, ids) for model in models)
     torch.testing.assert_close(gpu_loss, loss, atol=1e-4, rtol=1e-4)
     for gradient, reference in zip(gpu_gradients, gradients, strict=True):
-        torch.testing.assert_close(gradient, reference, atol=1e-3, rtol=1e-3)
+        assert (gradient is None) == (reference is None)  # not every one has a level to read it
+        if reference is not None:
+            torch.testing.assert_close(gradient, reference, atol=1e-3, rtol=1e-2)
 
 
 @settings(max_examples=40)

@@ -98,13 +98,13 @@ def test_a_run_goes_on_where_it_stopped(run, exact, workplace):
 
 
 def test_what_was_trained_is_scored_coded_and_sampled(exact, command):
-    scores = {}
+    visible, scores = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0")}, {}
     for device in ("cuda", "cpu"):
-        done = command("evaluate.py", exact, "--split", "test", "--device", device)
+        done = command("evaluate.py", exact, "--split", "test", "--device", device, **visible)
         assert done.returncode == 0, done.stderr
         scores[device] = json.loads(done.stdout.splitlines()[-1])["bits_per_byte"]
     assert scores["cuda"] == pytest.approx(scores["cpu"], abs=1e-4)
-    done = command("evaluate.py", exact, "--verify", "--limit", "2000")
+    done = command("evaluate.py", exact, "--verify", "--limit", "2000", **visible)
     assert done.returncode == 0 and '"verified": true' in done.stdout, done.stderr
-    done = command("generate.py", exact, "--prompt", "12 times ", "--length", "40", "--temperature", "0")
+    done = command("generate.py", exact, "--prompt", "12 times ", "--length", "40", "--temperature", "0", **visible)
     assert done.returncode == 0 and "12 times " in done.stdout, done.stderr
