@@ -1,11 +1,55 @@
 """AdamW, or Muon with AdamW, and a learning rate that is a pure function of the step, so that there is none to save."""
 
+from collections import defaultdict
 from math import cos, pi
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.config import TrainConfig
+
+
+class Muon(torch.optim.Muon):
+    """Muon (arXiv 2502.16982) with updates as large as AdamW's, so that one learning rate fits both.
+
+    It is PyTorch's, but for matrices of one shape at once: a GPU takes longer to begin with each of the many small
+    products of one matrix than to compute them.
+    """
+
+    def __init__(self, params, lr: float):
+        super().__init__(params, lr=lr, adjust_lr_fn="match_rms_adamw")
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is None
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    alike[p.shape].append(p)
+            for shape, params in alike.items():
+                grads = [p.grad for p in params]
+                buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+                torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
+                towards = torch._foreach_lerp(grads, buffers, group["momentum"])  # Nesterov's momentum
+                update = orthogonal(torch.stack(towards), group["ns_coefficients"], group["ns_steps"], group["eps"])
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                rate = group["lr"] * 0.2 * max(shape) ** 0.5
+                torch._foreach_add_(params, list(update.to(params[0].dtype).unbind()), alpha=-rate)
+
+
+def orthogonal(t: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+    """About the nearest matrices with orthonormal rows or columns to those of t (k m n), by Newton and Schulz: bfloat16
+    (k m n), from https://kellerjordan.github.io/posts/muon/."""
+    a, b, c = coefficients
+    tall = t.shape[1] > t.shape[2]
+    x = t.to(torch.bfloat16)
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -17,9 +61,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float]):
         muon, others = ([group for group in groups if group["muon"] == flag] for flag in (True, False))
-        # Updates of Muon as large as AdamW's, so that one learning rate fits both.
         self.parts = {
-            True: torch.optim.Muon(muon, lr=lr, adjust_lr_fn="match_rms_adamw"),
+            True: Muon(muon, lr=lr),
             False: torch.optim.AdamW(others, lr=lr, betas=betas, fused=True),
         }
         super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
