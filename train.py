@@ -200,7 +200,7 @@ def sample(
     text = text[text.find(b"\n") + 1 :][:64] or text[:64]  # from the beginning of a line, if there is one
     ids = torch.tensor([list(text)], device=accelerator.device)
     generator = torch.Generator().manual_seed(seed)
-    with accelerator.autocast(), torch.compiler.set_stance("force_eager"):
+    with accelerator.autocast():
         new = accelerator.unwrap_model(model).generate(
             ids, length, temperature=temperature, min_p=0.05, generator=generator
         )

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from data.ngrams import FACTOR, MIX, ngram_hashes
@@ -15,18 +16,15 @@ from data.ngrams import FACTOR, MIX, ngram_hashes
 INVERSE = pow(FACTOR, -1, 1 << 64) - (1 << 64)  # of the factor among 64-bit integers, which wrap around
 
 
-def matches(
-    ids: Tensor, orders: tuple[int, ...], words: tuple[int, ...], places: int, reach: int, last: int
-) -> tuple[Tensor, ...]:
-    """What followed where the context of each of the `last` of ids (b n) stood before, as 1 + the byte: int64 (b last),
-    0 where it did not. For each context, at the latest place, then at the one before, as many as `places`.
+def matches(ids: Tensor, orders: tuple[int, ...], words: tuple[int, ...], places: int, reach: int, last: int) -> Tensor:
+    """What followed where the context of each of the `last` of ids (b n) stood before, as 1 + the byte, 0 where it did
+    not: int64 (b last k), for each context in turn `places` of them, the latest first.
 
-    Contexts are n-grams, for each of `orders`, and numbers of whole words before the present one, for each of `words`.
-    All of one, and what parts it from what comes before it, lies within the last `reach` bytes, which alone count.
+    Contexts, at least one, are n-grams, for each of `orders`, and numbers of whole words before the present one, for
+    each of `words`. All of one, and what parts it from what comes before it, lies within the last `reach` bytes, which
+    alone count.
     """
     contexts = [*ngram_contexts(ids, orders), *word_contexts(ids, words)]
-    if not contexts:
-        return ()
     hashed, first = (torch.stack(each, dim=1) for each in zip(*contexts, strict=True))  # (b contexts n)
     latest, n = (latest_of_last if last == 1 else latest_of_all), ids.shape[1]
     following = (1 + F.pad(ids[:, 1:], (0, 1))).unsqueeze(1).expand_as(hashed)
@@ -35,7 +33,7 @@ def matches(
     for index in (index[..., -last:] for index in latest(hashed, places)):
         within = at(first, index, -1) > edge
         found.append(at(following, index.where(within, -1), 0))
-    return torch.stack(found, dim=2).flatten(1, 2).unbind(dim=1)
+    return rearrange(found, "place b context n -> b n (context place)")
 
 
 def at(t: Tensor, index: Tensor, otherwise: int) -> Tensor:

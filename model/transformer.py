@@ -28,8 +28,7 @@ class Level(nn.Module):
     def __init__(self, level: LevelConfig, config: ModelConfig, dim_in: int):
         super().__init__()
         self.chains, self.stride = level.chains, level.stride
-        self.compress = Compress(dim_in, level)
-        self.norm_in = nn.LayerNorm(level.dim)
+        self.compress, self.norm_in = Compress(dim_in, level), nn.LayerNorm(level.dim)
         self.rotary = Rotary(level.heads, level.kv_heads, level.dim_head, config.rotary_xpos)
         self.blocks = nn.ModuleDict({str(k): Block(level, config, k in level.attending) for k in level.layers})
 
@@ -66,8 +65,8 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
 
         self.token_emb = nn.Embedding(config.num_tokens, max(self.dims))
         self.ngram_embs = nn.ModuleList(nn.Embedding(config.ngram_rows, max(self.dims)) for _ in config.ngrams)
-        lookups = config.match_places * len(config.matches + config.word_matches)
-        self.match_embs = nn.ModuleList(nn.Embedding(1 + config.num_tokens, max(self.dims)) for _ in range(lookups))
+        rows = config.match_places * len(config.matches + config.word_matches) * (1 + config.num_tokens)
+        self.match_emb = nn.EmbeddingBag(rows, max(self.dims), mode="sum") if rows else None  # of tables in a row
         self.ngram_dropout = nn.Dropout1d(config.ngram_dropout)  # of whole embeddings
         self.levels = nn.ModuleList(Level(level, config, max(self.dims)) for level in levels)
         heard = {k - 1 for i in self.targets for k in levels[i].layers} | {self.layers - 1} if levels[1:] else {}
@@ -79,7 +78,7 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
 
         # Linear maps keep the scale of their input, embeddings start small, additions to a residual stream at zero.
         for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding):
+            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
                 nn.init.normal_(module.weight, std=0.02)
             elif isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
@@ -125,12 +124,13 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
         require({"ids": f"{n} bytes a row"}, ids=(not cache or n == 1, "1 when the cache is not empty"))
         if cache is not None:
             ids = torch.cat((cache.get(self, ids[:, :0]), ids), dim=1)
-            cache[self] = ids[:, -max((config.seq_len if self.match_embs else 1, *config.ngrams)) :]
+            cache[self] = ids[:, -max((config.seq_len if self.match_emb else 1, *config.ngrams)) :]
         for emb, rows in zip(self.ngram_embs, ngram_rows(ids, config.ngrams, config.ngram_rows, n), strict=True):
             x = x + self.ngram_dropout(emb(rows))
-        found = matches(ids, config.matches, config.word_matches, config.match_places, config.seq_len, n)
-        for emb, next_ in zip(self.match_embs, found, strict=True):
-            x = x + emb(next_)
+        if self.match_emb is not None:
+            found = matches(ids, config.matches, config.word_matches, config.match_places, config.seq_len, n)
+            rows = found + torch.arange(found.shape[-1], device=ids.device) * (1 + config.num_tokens)
+            x = x + self.match_emb(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
         x = after_past(x, max(config.per_level("hierarchies")) - 1, cache, self.token_emb)
         due = {i: level for i, level in enumerate(self.levels) if not cache or cache.length % level.stride == 0}
         tokens, rotary = {}, {}

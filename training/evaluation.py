@@ -76,8 +76,7 @@ def validate(
 ) -> float:
     """Bits per byte of about `count_bytes` of a split, evenly spread, over all processes together."""
     starts = spread_windows(len(data), seq_len, count_bytes)
-    with torch.compiler.set_stance("force_eager"):  # not another graph for every shape
-        nats = total_nats(accelerator, model, data, (starts, starts + 1), seq_len, batch_size)
+    nats = total_nats(accelerator, model, data, (starts, starts + 1), seq_len, batch_size)
     return bits_per_byte(nats, len(starts) * seq_len)
 
 

@@ -1,6 +1,7 @@
 """How a run lies on its machine: devices, precision, sharding, compilation and what the backward pass keeps."""
 
 import os
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -98,15 +99,22 @@ def prepare(
 
 
 def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) -> None:
-    """Have a model's blocks and merges compiled, a graph for each shape, and blocks computed again in the backward one.
+    """Have a model's blocks and merges compiled for training, and blocks computed again in the backward pass.
 
-    Not Accelerate's regional compilation, which asks for blocks in one list.
+    Evaluation, which meets other shapes, runs them as they are. Not Accelerate's regional compilation, which asks for
+    blocks in one list.
     """
     for module in [module for module in model.modules() if isinstance(module, Block | Merge)]:
         if compiling:
-            module.forward = torch.compile(module.forward, dynamic=False)
+            compiled = torch.compile(module.forward, dynamic=False)
+            module.forward = partial(forward_in_training, module, compiled, module.forward)
         if checkpointing and isinstance(module, Block):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+
+
+def forward_in_training(module: nn.Module, compiled: Callable, plain: Callable, *args):
+    """A module's forward pass, compiled if it trains."""
+    return (compiled if module.training else plain)(*args)
 
 
 def whole(t: torch.Tensor) -> torch.Tensor:

@@ -62,10 +62,10 @@ def conclude(config: Config, state: RunState, bytes_per_step: int, dashboard: st
 def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
     """Parameters of each part: the embedding, each level by its compression, merges and heads."""
 
-    def size(module: nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters())
+    def size(module: nn.Module | None) -> int:
+        return 0 if module is None else sum(p.numel() for p in module.parameters())
 
-    parts = {"embedding": size(model.token_emb) + size(model.ngram_embs) + size(model.match_embs)}
+    parts = {"embedding": size(model.token_emb) + size(model.ngram_embs) + size(model.match_emb)}
     for level, module in zip(model.config.levels, model.levels, strict=True):
         parts[f"level {level.compression}x"] = size(module)
     parts["merge"] = size(model.merges)
