@@ -16,7 +16,9 @@ from data.ngrams import FACTOR, MIX, ngram_hashes
 INVERSE = pow(FACTOR, -1, 1 << 64) - (1 << 64)  # of the factor among 64-bit integers, which wrap around
 
 
-def matches(ids: Tensor, orders: tuple[int, ...], words: tuple[int, ...], places: int, reach: int, last: int) -> Tensor:
+def matches(
+    ids: Tensor, orders: tuple[int, ...], words: tuple[int, ...], places: int, reach: int | Tensor, last: int
+) -> Tensor:
     """What followed where the context of each of the `last` of ids (b n) stood before, as 1 + the byte, 0 where it did
     not: int64 (b last k), for each context in turn `places` of them, the latest first.
 
@@ -28,7 +30,7 @@ def matches(ids: Tensor, orders: tuple[int, ...], words: tuple[int, ...], places
     hashed, first = (torch.stack(each, dim=1) for each in zip(*contexts, strict=True))  # (b contexts n)
     latest, n = (latest_of_last if last == 1 else latest_of_all), ids.shape[1]
     following = (1 + F.pad(ids[:, 1:], (0, 1))).unsqueeze(1).expand_as(hashed)
-    edge = torch.arange(n - last - reach, n - reach, device=ids.device).clamp(min=-1)  # the last byte out of reach
+    edge = (torch.arange(n - last, n, device=ids.device) - reach).clamp(min=-1)  # the last byte out of reach
     found = []
     for index in (index[..., -last:] for index in latest(hashed, places)):
         within = at(first, index, -1) > edge

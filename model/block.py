@@ -17,9 +17,10 @@ XPOS_SCALE_BASE = 512  # distance over which xpos fades by one power of its per-
 class Cache(dict):
     """State after `length` bytes of each row of a batch: each module keeps its own. The first pass is ordinary, and
     leaves it behind. Each later one brings one byte, at which a level computes only when its stride comes round: in
-    between, its last output stands in."""
+    between, its last output stands in. `position` is the length, or a tensor (1) of it, read where it lies."""
 
-    length = 0
+    length: int = 0
+    position: int | Tensor = 0
 
 
 def after_past(t: Tensor, reach: int, cache: Cache | None, key) -> Tensor:
@@ -61,7 +62,7 @@ class Attention(nn.Module):
     def __init__(self, level: LevelConfig, use_flash_attn: bool, qk_norm: bool):
         super().__init__()
         self.heads, self.kv_heads, self.window, self.chains = level.heads, level.kv_heads, level.window, level.chains
-        turned = level.heads + level.kv_heads
+        self.stride, turned = level.stride, level.heads + level.kv_heads
         self.norm = nn.RMSNorm(level.dim)
         self.to_qkv = nn.Linear(level.dim, (turned + level.kv_heads) * level.dim_head, bias=False)
         self.qk_gain = nn.Parameter(torch.ones(turned, 1, level.dim_head)) if qk_norm else None
@@ -75,11 +76,12 @@ class Attention(nn.Module):
             qk = (F.rms_norm(qk.float(), qk.shape[-1:]) * self.qk_gain).type_as(qk)
         q, k = rotate(qk, rotary).split((self.heads, self.kv_heads), dim=1)
         if cache is not None and self in cache:
-            out = self.attend(q, *cache[self].append(torch.stack((k, v))))
+            age = cache.position // self.stride // self.chains
+            out = self.attend(q, *append(cache[self], torch.stack((k, v)), cache.length // self.stride, age))
         else:
             out = self.attend_chains(q, k, v)
             if cache is not None:
-                cache[self] = KeyValues(torch.stack((k, v)), self.window, self.chains)
+                cache[self] = ring_of(torch.stack((k, v)), self.window, self.chains)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
     def attend_chains(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -92,22 +94,23 @@ class Attention(nn.Module):
         return rearrange(self.attend(q, k, v), "(b chain) h n d -> b h (n chain) d", chain=self.chains)[:, :, :n]
 
 
-class KeyValues:
-    """Rotated keys and values of the last `window` outputs of each chain, begun with the first n (2 b h n d): a ring
+def ring_of(kv: Tensor, window: int, chains: int) -> Tensor:
+    """Rotated keys and values of the last `window` outputs of each chain, out of all n so far (2 b h n d): a ring
     (2 b h chains window d) with output k in slot ⌊k/chains⌋ modulo the window, because their order does not matter."""
+    kept = torch.arange(kv.shape[-2], device=kv.device)[-window * chains :]
+    ring = kv.new_zeros(*kv.shape[:3], chains, window, kv.shape[-1])
+    ring[..., kept % chains, kept // chains % window, :] = kv[..., kept, :]
+    return ring
 
-    def __init__(self, kv: Tensor, window: int, chains: int):
-        self.window, self.chains, self.count = window, chains, kv.shape[-2]  # count: outputs seen
-        kept = torch.arange(max(0, self.count - window * chains), self.count, device=kv.device)
-        self.ring = kv.new_zeros(*kv.shape[:3], chains, window, kv.shape[-1])
-        self.ring[..., kept % chains, kept // chains % window, :] = kv[..., kept, :]
 
-    def append(self, kv: Tensor) -> Tensor:
-        """Keep one more output (2 b h 1 d); returns all keys and values that it may see (2 b h j d)."""
-        age, chain = divmod(self.count, self.chains)
-        self.count += 1
-        self.ring[..., chain, age % self.window, :] = kv[..., 0, :]
-        return self.ring[..., chain, : age + 1, :]
+def append(ring: Tensor, kv: Tensor, k: int, age: int | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keep output k (2 b h 1 d), of this age in its chain; returns keys, values (b h j d) and which it sees (1 j)."""
+    chain, window = ring[..., k % ring.shape[-3], :, :], ring.shape[-2]
+    if isinstance(age, Tensor):
+        chain.index_copy_(-2, age % window, kv)
+        return *chain, torch.arange(window, device=kv.device) <= age[:, None]
+    chain[..., age % window, :] = kv[..., 0, :]
+    return *chain[..., : age + 1, :], None
 
 
 class Rotary(nn.Module):
@@ -119,10 +122,9 @@ class Rotary(nn.Module):
 
     def __init__(self, heads: int, kv_heads: int, dim_head: int, xpos: bool = False, theta: float = 10_000.0):
         super().__init__()
-        pair = torch.arange(0, dim_head, 2, dtype=torch.float32).repeat(2)
+        self.xpos, pair = xpos, torch.arange(0, dim_head, 2, dtype=torch.float32).repeat(2)
         turn = torch.tensor([[0.0, 0.0], [pi / 2, -pi / 2]]).repeat_interleave(dim_head // 2, dim=1)
         power = torch.tensor([1.0] * heads + [-1.0] * kv_heads) / XPOS_SCALE_BASE
-        self.xpos = xpos
         self.register_buffer("freqs", theta ** (-pair / dim_head), persistent=False)
         self.register_buffer("turn", rearrange(turn, "t d -> t 1 1 d"), persistent=False)
         self.register_buffer("scale", (pair + 0.4 * dim_head) / (1.4 * dim_head), persistent=False)

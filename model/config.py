@@ -9,14 +9,12 @@ from data.checks import is_increasing, is_number, require
 # What each level's value of an argument may be: in words, and as a test of the value v on a level of compression c.
 PER_LEVEL = {
     "dim": ("at least 2", lambda v, c: is_number(v, 2, int)),
-    "depth": ("at least 1", lambda v, c: is_number(v, 1, int)),
+    **dict.fromkeys(("depth", "heads"), ("at least 1", lambda v, c: is_number(v, 1, int))),
     "attn_depth": ("null, or at least 1", lambda v, c: v is None or is_number(v, 1, int)),
     "dim_head": ("an even number, at least 2", lambda v, c: is_number(v, 2, int) and v % 2 == 0),
-    "heads": ("at least 1", lambda v, c: is_number(v, 1, int)),
     "kv_heads": ("null, or at least 1", lambda v, c: v is None or is_number(v, 1, int)),
-    "ff_mult": ("above 0", lambda v, c: is_number(v, 0) and v > 0),
+    **dict.fromkeys(("ff_mult", "compress_mult"), ("above 0", lambda v, c: is_number(v, 0) and v > 0)),
     "compress_type": ("conv, mean or attention", lambda v, c: v in ("conv", "mean", "attention")),
-    "compress_mult": ("above 0", lambda v, c: is_number(v, 0) and v > 0),
     "window_sizes": ("null, or 0 and above", lambda v, c: v is None or is_number(v, 0, int)),
     "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_number(v, 1, int) and c % v == 0),
 }

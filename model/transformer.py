@@ -35,13 +35,13 @@ class Level(nn.Module):
     def embed(self, x: Tensor, n: int, cache: Cache | None) -> tuple[Tensor, Tensor]:
         """The last n of the embeddings x to tokens (b ⌈n/s⌉ d), and the rotary table of their positions."""
         tokens = self.norm_in(self.compress(x, n).to(x.dtype))  # autocast must not lower the residual stream
-        first, count = cache.length // self.stride if cache else 0, tokens.shape[1]
-        positions, middle = torch.arange(first, first + count, device=x.device), (first + count // 2) // self.chains
+        positions = torch.arange(tokens.shape[1], device=x.device) + (cache.position // self.stride if cache else 0)
+        middle = ((cache.length // self.stride if cache else 0) + len(positions) // 2) // self.chains
         origin = cache.setdefault(self, middle) if cache is not None else middle
         if cache is not None and self.rotary.xpos and middle - origin > 8 * XPOS_SCALE_BASE:  # before scales overflow
             fade = self.rotary.scale ** ((middle - origin) / XPOS_SCALE_BASE)
             for attn in (block.attn for block in self.blocks.values() if block.attn is not None):
-                cache[attn].ring[0].mul_(fade)
+                cache[attn][0].mul_(fade)
             cache[self] = origin = middle
         return tokens, self.rotary(positions // self.chains, origin)
 
@@ -58,8 +58,7 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
         super().__init__()
         self.config = config = ModelConfig(**kwargs)
         self._hub_mixin_config = config.to_dict()  # what save_pretrained writes: every argument, defaults included
-        levels, self.layers = config.levels, max(config.per_level("depth"))
-        self.dims = [level.dim for level in levels]
+        levels, self.dims, self.layers = config.levels, config.per_level("dim"), max(config.per_level("depth"))
         self.targets = tuple(i for i, level in enumerate(levels) if level.merged)
         self.heads = tuple(i for i, level in enumerate(levels) if level.predicts)
 
@@ -103,7 +102,7 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
                 cache[self.to_logits, i] = part[:, -1:]
             logits = logits + align(part, self.levels[i].stride, 1, n)
         if cache is not None:
-            cache.length += n
+            cache.length, cache.position = cache.length + n, cache.position + n
         if not return_loss:
             return logits
 
@@ -128,7 +127,8 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
         for emb, rows in zip(self.ngram_embs, ngram_rows(ids, config.ngrams, config.ngram_rows, n), strict=True):
             x = x + self.ngram_dropout(emb(rows))
         if self.match_emb is not None:
-            found = matches(ids, config.matches, config.word_matches, config.match_places, config.seq_len, n)
+            reach = torch.as_tensor(cache.position + n if cache else config.seq_len).clamp(max=config.seq_len)
+            found = matches(ids, config.matches, config.word_matches, config.match_places, reach, n)
             rows = found + torch.arange(found.shape[-1], device=ids.device) * (1 + config.num_tokens)
             x = x + self.match_emb(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
         x = after_past(x, max(config.per_level("hierarchies")) - 1, cache, self.token_emb)

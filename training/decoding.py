@@ -1,4 +1,5 @@
-"""Linear maps stored for drawing one byte after another on a CPU, where reading the weights is most of the work."""
+"""A model made ready to draw one byte after another: on a CPU, where reading the weights is most of the work, linear
+maps are stored for it."""
 
 from math import gcd
 
@@ -7,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model import HierarchicalTransformer
+from training.graphs import Replayed
 
 FEW = 256  # rows, up to which a thread for each slice is faster than all of them for one slice after another
 
@@ -35,12 +37,16 @@ class SlicedLinear(nn.Module):
 
 
 def lay_out_for_decoding(model: HierarchicalTransformer) -> None:
-    """Store a model's matrices as a CPU reads them fastest, one byte at a time. Elsewhere, nothing changes.
+    """Prepare a model for drawing one byte after another: on a GPU its steps are replayed, on a CPU its matrices are
+    stored as they are read fastest. Not for training, and not to be saved: names change. Twice is as once.
 
-    Those of its levels and what merges give out become `SlicedLinear`; others that are wider than long, which the model
-    reads in parts, are stored column by column. Not for training, and not to be saved: names change. Twice is as once.
+    Matrices of its levels and what merges give out become `SlicedLinear`; others that are wider than long, which the
+    model reads in parts, are stored column by column.
     """
-    if next(model.parameters()).device.type != "cpu":
+    kind = next(model.parameters()).device.type
+    if kind == "cuda" and not isinstance(model.forward, Replayed):
+        model.forward = Replayed(model)
+    if kind != "cpu":
         return
     called = [(module, name) for module in model.levels.modules() for name, _ in module.named_children()]
     for module, name in [*called, *((merge, "to_out") for merge in model.merges.values())]:

@@ -11,6 +11,8 @@ from model import Attend, Cache, HierarchicalTransformer
 from tests.model.strategies import model_configs
 from tests.model.test_attend import draw_mask
 from tests.model.test_transformer import build
+from training.decoding import lay_out_for_decoding
+from training.graphs import Replayed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 WINDOWED = {  # flex attention on both levels, and all lookups
@@ -101,6 +103,23 @@ def test_windows_of_flex_attention_are_those_of_the_cache(prefill):
     check_cache(model, ids, prefill, atol=1e-3)  # of logits that are hundreds
 
 
+@pytest.mark.parametrize("prefill", [1, 250, 900])
+def test_replayed_steps_are_those_of_the_full_pass(prefill):
+    model, ids = build(WINDOWED).cuda(), torch.randint(97, 123, (2, 1000), device="cuda")
+    lay_out_for_decoding(model)
+    check_cache(model, ids, prefill, atol=1e-3)
+    check_cache(model, ids[:1], prefill, atol=1e-3)  # another cache, and another batch
+
+
+@settings(max_examples=15)
+@given(config=model_configs(max_levels=2), data=st.data())
+def test_replayed_steps_of_drawn_models_are_those_of_the_full_pass(config, data):
+    total = 3 * config["seq_len"]
+    model, ids = build(config).cuda(), torch.randint(0, 11, (2, total), device="cuda")
+    lay_out_for_decoding(model)
+    check_cache(model, ids, data.draw(st.integers(1, total), label="prefill"), atol=1e-4)
+
+
 def check_cache(model, ids, prefill, atol):
     """One pass over ids, and a first part with a cache and then byte by byte, give the same logits."""
     cache = Cache()
@@ -126,12 +145,15 @@ def test_the_same_bytes_are_drawn_with_a_cache_without_and_on_a_cpu():
     torch.manual_seed(0)
     model = HierarchicalTransformer(**WINDOWED)
     prompt = torch.randint(97, 123, (3, 200))
-    drawn = [
-        model.to(device).generate(
-            prompt.to(device), 64, use_cache=use_cache, generator=torch.Generator().manual_seed(0)
-        )
-        for device, use_cache in (("cpu", True), ("cuda", True), ("cuda", False))
-    ]
+    drawn = []
+    ways = [("cpu", True, False), ("cuda", True, False), ("cuda", False, False), ("cuda", True, True)]
+    for device, use_cache, replayed in ways:
+        model.to(device)
+        if replayed:
+            lay_out_for_decoding(model)
+            assert isinstance(model.forward, Replayed)
+        chance = torch.Generator().manual_seed(0)
+        drawn.append(model.generate(prompt.to(device), 64, use_cache=use_cache, generator=chance))
     assert all(torch.equal(drawn[0], other.cpu()) for other in drawn[1:])
 
 

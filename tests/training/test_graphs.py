@@ -1,0 +1,42 @@
+"""What a GPU records, run as it is; tests/gpu replays it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import Cache
+from tests.model.strategies import model_configs
+from tests.model.test_transformer import build
+from training.graphs import make_static, static_step, tensors
+
+WORDS = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 24, "hierarchies": (1, 4), "ngrams": (2, 3)}
+WORDS |= {"matches": (2, 5), "word_matches": (0, 1, 2), "match_places": 2}
+
+
+def check_static_steps(model, ids, prefill):
+    """Logits of static steps are those of usual ones, and all that is kept stays where it is."""
+    usual, static, places = Cache(), Cache(), None
+    with torch.inference_mode():
+        for cache in (usual, static):
+            model(ids[:, :prefill], cache=cache)
+        make_static(model, static)
+        for t in range(prefill, ids.shape[1]):
+            logits = static_step(model, ids[:, t : t + 1], static)
+            torch.testing.assert_close(logits, model(ids[:, t : t + 1], cache=usual), atol=1e-5, rtol=1e-5)
+            now = [each.data_ptr() for value in static.values() for each in tensors(value)]
+            assert places in (None, now) or t == prefill + 1
+            places = now
+    assert static.length == usual.length == int(static.position) and usual.position == usual.length
+
+
+@settings(max_examples=60)
+@given(config=model_configs(rotary_xpos=False), data=st.data())
+def test_static_steps_are_the_usual_ones(config, data):
+    total = 3 * config["seq_len"]
+    check_static_steps(build(config), torch.randint(0, 11, (2, total)), data.draw(st.integers(1, total)))
+
+
+@pytest.mark.parametrize("prefill", [1, 20, 71])
+def test_static_steps_look_up_what_the_usual_ones_do(prefill):
+    check_static_steps(build(WORDS), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (8, 90))], prefill)
