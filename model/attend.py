@@ -25,12 +25,12 @@ class Attend(nn.Module):
         self.causal, self.use_flash_attn, self.window_size = causal, use_flash_attn, window_size
 
     def kernel(self, queries: int, keys: int, dim_head: int, device: str, dtype: torch.dtype) -> str:
-        """What computes so many queries over so many keys: plain, sdpa, flex or block-local."""
+        """What computes so many queries over so many keys: plain, sdpa, flex or block-local (benchmarks/NOTES.md)."""
         if not self.use_flash_attn:
             return "plain"
         if self.window_size is not None and self.window_size < keys == queries:
             return "flex" if device == "cuda" and dim_head >= 16 else "block-local"  # flex's least width
-        slow = device == "cpu" and dtype.itemsize == 2 and 1 < queries <= 512  # SDPA (benchmarks/NOTES.md)
+        slow = queries == 1 if device == "cuda" else device == "cpu" and dtype.itemsize == 2 and 1 < queries <= 512
         return "plain" if slow else "sdpa"
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -55,7 +55,7 @@ class Attend(nn.Module):
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
     """Attention as it is written on paper. PyTorch's softmax sums in float32 at least."""
-    k, v = (t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
+    k, v = (t if len(t[0]) == len(q[0]) else t.repeat_interleave(len(q[0]) // len(t[0]), dim=1) for t in (k, v))
     scores = einsum(q * q.shape[-1] ** -0.5, k, "b h i d, b h j d -> b h i j")
     if visible is not None:  # added, as the gradient of a sum is free
         scores = scores + torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, -torch.inf)

@@ -156,7 +156,8 @@ def test_the_kernel_follows_from_shapes_and_device():
     single, half = torch.float32, torch.bfloat16
     assert fused.kernel(64, 64, 16, "cuda", half) == "flex"
     assert fused.kernel(64, 64, 8, "cuda", half) == fused.kernel(64, 64, 16, "cpu", half) == "block-local"
-    assert fused.kernel(8, 8, 16, "cuda", half) == fused.kernel(1, 64, 16, "cuda", half) == "sdpa"
+    assert fused.kernel(8, 8, 16, "cuda", half) == fused.kernel(2, 64, 16, "cuda", half) == "sdpa"
+    assert fused.kernel(1, 64, 16, "cuda", half) == "plain"
     assert fused.kernel(8, 8, 16, "cpu", single) == fused.kernel(1, 64, 16, "cpu", half) == "sdpa"
     assert fused.kernel(8, 8, 16, "cpu", half) == "plain"
     assert Attend(causal=True, window_size=8).kernel(64, 64, 16, "cuda", half) == "plain"
