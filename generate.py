@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stop", type=str | None, help="ASCII characters that end a sample, such as a newline")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the draw")
     parser.add_argument("--num-samples", type=PositiveInt, default=1, help="samples of the same prompt")
+    parser.add_argument("--compile", action="store_true", help="on a CPU: seconds first, then faster, for long texts")
     parser.add_argument("--no-cache", action="store_true", help="compute everything again for every byte")
     parser.add_argument("--score", type=str | None, help="a file: print what each of its bytes costs, in bits")
     parser.add_argument("--heatmap", type=str | None, help="with --score: write this page.html instead")
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         model = load_model(Path(args.run_dir), args.device)
         if args.score is not None:
             return score(model, args)
-        lay_out_for_decoding(model)
+        lay_out_for_decoding(model, args.compile)
         stop = (args.stop or "").encode()
         prompt = to_ids(args.prompt).expand(args.num_samples, -1).to(args.device)
         tokens = model.stream(

@@ -76,12 +76,13 @@ class Attention(nn.Module):
             qk = (F.rms_norm(qk.float(), qk.shape[-1:]) * self.qk_gain).type_as(qk)
         q, k = rotate(qk, rotary).split((self.heads, self.kv_heads), dim=1)
         if cache is not None and self in cache:
+            ring = cache[self][cache.length // self.stride % self.chains]
             age = cache.position // self.stride // self.chains
-            out = self.attend(q, *append(cache[self], torch.stack((k, v)), cache.length // self.stride, age))
+            out = self.attend(q, *append(ring, torch.stack((k, v)), age))
         else:
             out = self.attend_chains(q, k, v)
             if cache is not None:
-                cache[self] = ring_of(torch.stack((k, v)), self.window, self.chains)
+                cache[self] = rings_of(torch.stack((k, v)), self.window, self.chains)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
     def attend_chains(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -94,23 +95,22 @@ class Attention(nn.Module):
         return rearrange(self.attend(q, k, v), "(b chain) h n d -> b h (n chain) d", chain=self.chains)[:, :, :n]
 
 
-def ring_of(kv: Tensor, window: int, chains: int) -> Tensor:
-    """Rotated keys and values of the last `window` outputs of each chain, out of all n so far (2 b h n d): a ring
-    (2 b h chains window d) with output k in slot ⌊k/chains⌋ modulo the window, because their order does not matter."""
+def rings_of(kv: Tensor, window: int, chains: int) -> tuple[Tensor, ...]:
+    """Rotated keys and values of the last `window` outputs of each chain, out of all n so far (2 b h n d): for each a
+    ring (2 b h window d) with output k in slot ⌊k/chains⌋ modulo the window, because their order does not matter."""
     kept = torch.arange(kv.shape[-2], device=kv.device)[-window * chains :]
-    ring = kv.new_zeros(*kv.shape[:3], chains, window, kv.shape[-1])
-    ring[..., kept % chains, kept // chains % window, :] = kv[..., kept, :]
-    return ring
+    rings = kv.new_zeros(*kv.shape[:3], chains, window, kv.shape[-1])
+    rings[..., kept % chains, kept // chains % window, :] = kv[..., kept, :]
+    return tuple(ring.contiguous() for ring in rings.unbind(dim=3))
 
 
-def append(ring: Tensor, kv: Tensor, k: int, age: int | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keep output k (2 b h 1 d), of this age in its chain; returns keys, values (b h j d) and which it sees (1 j)."""
-    chain, window = ring[..., k % ring.shape[-3], :, :], ring.shape[-2]
+def append(ring: Tensor, kv: Tensor, age: int | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keep an output (2 b h 1 d), of this age in its chain; returns keys, values (b h j d) and which it sees (1 j)."""
     if isinstance(age, Tensor):
-        chain.index_copy_(-2, age % window, kv)
-        return *chain, torch.arange(window, device=kv.device) <= age[:, None]
-    chain[..., age % window, :] = kv[..., 0, :]
-    return *chain[..., : age + 1, :], None
+        ring.index_copy_(-2, age % ring.shape[-2], kv)
+        return *ring, torch.arange(ring.shape[-2], device=kv.device) <= age[:, None]
+    ring[..., age % ring.shape[-2], :] = kv[..., 0, :]
+    return *ring[..., : age + 1, :], None
 
 
 class Rotary(nn.Module):

@@ -40,8 +40,8 @@ class Level(nn.Module):
         origin = cache.setdefault(self, middle) if cache is not None else middle
         if cache is not None and self.rotary.xpos and middle - origin > 8 * XPOS_SCALE_BASE:  # before scales overflow
             fade = self.rotary.scale ** ((middle - origin) / XPOS_SCALE_BASE)
-            for attn in (block.attn for block in self.blocks.values() if block.attn is not None):
-                cache[attn][0].mul_(fade)
+            for ring in (ring for block in self.blocks.values() for ring in cache.get(block.attn, ())):
+                ring[0].mul_(fade)
             cache[self] = origin = middle
         return tokens, self.rotary(positions // self.chains, origin)
 
@@ -141,7 +141,7 @@ class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBR
             for i, level in due.items():
                 if str(layer) in level.blocks:
                     tokens[i] = level.blocks[str(layer)](tokens[i], rotary[i], cache)
-            if str(layer) in self.merges and not due.keys().isdisjoint(self.targets):
+            if str(layer) in self.merges and any(i in due for i in self.targets):
                 tokens = self.merges[str(layer)](tokens, n, cache)
         return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if int(i) in due}
 

@@ -36,17 +36,18 @@ class SlicedLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def lay_out_for_decoding(model: HierarchicalTransformer) -> None:
-    """Prepare a model for drawing one byte after another: on a GPU its steps are replayed, on a CPU its matrices are
-    stored as they are read fastest. Not for training, and not to be saved: names change. Twice is as once.
+def lay_out_for_decoding(model: HierarchicalTransformer, compiled: bool = False) -> None:
+    """Prepare a model for drawing one byte after another: on a GPU its steps are replayed, and on a CPU if they shall
+    be `compiled` first, which takes some seconds; else its matrices are stored as a CPU reads them fastest. Not for
+    training, and not to be saved: names change. Twice is as once.
 
     Matrices of its levels and what merges give out become `SlicedLinear`; others that are wider than long, which the
     model reads in parts, are stored column by column.
     """
     kind = next(model.parameters()).device.type
-    if kind == "cuda" and not isinstance(model.forward, Replayed):
+    if (compiled or kind == "cuda") and not isinstance(model.forward, Replayed):
         model.forward = Replayed(model)
-    if kind != "cpu":
+    if compiled or kind != "cpu":
         return
     called = [(module, name) for module in model.levels.modules() for name, _ in module.named_children()]
     for module, name in [*called, *((merge, "to_out") for merge in model.merges.values())]:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from model import Cache
 from tests.model.strategies import model_configs
 from tests.model.test_transformer import build
-from training.graphs import make_static, static_step, tensors
+from training.decoding import lay_out_for_decoding
+from training.graphs import Replayed, make_static, static_step, tensors
 
 WORDS = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 24, "hierarchies": (1, 4), "ngrams": (2, 3)}
 WORDS |= {"matches": (2, 5), "word_matches": (0, 1, 2), "match_places": 2}
@@ -40,3 +41,28 @@ def test_static_steps_are_the_usual_ones(config, data):
 @pytest.mark.parametrize("prefill", [1, 20, 71])
 def test_static_steps_look_up_what_the_usual_ones_do(prefill):
     check_static_steps(build(WORDS), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (8, 90))], prefill)
+
+
+def test_compiled_steps_are_those_of_the_full_pass():
+    model, ids = build(WORDS), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (2, 72))]
+    with torch.inference_mode():
+        full = model(ids)
+    lay_out_for_decoding(model, compiled=True)
+    lay_out_for_decoding(model, compiled=True)
+    assert isinstance(model.forward, Replayed)
+    for rows, prefill, known in ((2, 5, 2), (2, 30, 2), (1, 7, 4)):  # another text is not compiled again
+        cache = Cache()
+        with torch.inference_mode():
+            pieces = [model(ids[:rows, :prefill], cache=cache)]
+            pieces += [model(ids[:rows, t : t + 1], cache=cache) for t in range(prefill, 72)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), full[:rows], atol=1e-4, rtol=1e-4)
+        assert len(model.forward.compiled) == known  # with level 4x and without, for so many rows
+    loss, _ = model(ids, return_loss=True)
+    loss.backward()  # as before
+
+
+def test_xpos_is_not_replayed():
+    model = build(WORDS | {"rotary_xpos": True})
+    lay_out_for_decoding(model, compiled=True)
+    model.generate(torch.zeros(1, 9, dtype=torch.long), 20)
+    assert model.forward.compiled == {}
