@@ -77,7 +77,8 @@ def test_generate_gives_the_same_bytes_for_the_same_seed(whole, command):
         command("generate.py", whole, "--prompt", "The ", "--length", "64", "--seed", seed).stdout for seed in (1, 1, 2)
     )
     assert first == second != other and first.startswith("The ")
-    assert command("generate.py", whole, "--prompt", "The ", "--length=64", "--seed=1", "--no-cache").stdout == first
+    for way in ("--no-cache", "--compile"):
+        assert command("generate.py", whole, "--prompt", "The ", "--length=64", "--seed=1", way).stdout == first
     several = command(
         "generate.py", whole, "--prompt", "7 ", "--length=9", "--num-samples=3", "--top-k=5", "--top-p=0.9"
     )
@@ -166,6 +167,7 @@ class TestWrongInput:
         self.is_one_line(command("generate.py", whole), "prompt: got neither or both")
         self.is_one_line(command("generate.py", whole, "--score", "nowhere.txt"), "nowhere.txt")
         self.is_one_line(command("generate.py", whole, "--prompt", "a", "--device", "abacus"), "device: got abacus")
+        self.is_one_line(command("generate.py", whole, "--prompt", "a", "--compile", CXX="nowhere"), "C++ compiler")
 
     def test_of_a_model_of_another_shape(self, whole, command, tmp_path):
         shutil.copytree(whole / "model", tmp_path / "model")

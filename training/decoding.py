@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model import HierarchicalTransformer
-from training.graphs import Replayed
+from training.graphs import Replayed, check_compiler
 
 FEW = 256  # rows, up to which a thread for each slice is faster than all of them for one slice after another
 
@@ -37,18 +37,27 @@ class SlicedLinear(nn.Module):
 
 
 def lay_out_for_decoding(model: HierarchicalTransformer, compiled: bool = False) -> None:
-    """Prepare a model for drawing one byte after another: on a GPU its steps are replayed, and on a CPU if they shall
+    """Prepare a model for drawing one byte after another: on a GPU its steps are replayed, on a CPU, too, if they shall
     be `compiled` first, which takes some seconds; else its matrices are stored as a CPU reads them fastest. Not for
     training, and not to be saved: names change. Twice is as once.
 
     Matrices of its levels and what merges give out become `SlicedLinear`; others that are wider than long, which the
     model reads in parts, are stored column by column.
+
+    Raises:
+        ValueError: when there is nothing to compile with.
     """
     kind = next(model.parameters()).device.type
-    if (compiled or kind == "cuda") and not isinstance(model.forward, Replayed):
-        model.forward = Replayed(model)
-    if compiled or kind != "cpu":
-        return
+    if kind == "cpu" and compiled:
+        check_compiler()
+    if kind == "cuda" or (kind == "cpu" and compiled):
+        model.forward = model.forward if isinstance(model.forward, Replayed) else Replayed(model)
+    elif kind == "cpu":
+        slice_matrices(model)
+
+
+def slice_matrices(model: HierarchicalTransformer) -> None:
+    """Store matrices as they are read fastest, row by row of what goes in."""
     called = [(module, name) for module in model.levels.modules() for name, _ in module.named_children()]
     for module, name in [*called, *((merge, "to_out") for merge in model.merges.values())]:
         if isinstance(linear := getattr(module, name), nn.Linear):

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
 from model import Cache, HierarchicalTransformer
 
@@ -58,6 +57,8 @@ class Replayed:
 
     def code(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
         """The next step compiled, for this cache and those to come."""
+        from torch.fx.experimental.proxy_tensor import make_fx  # takes a while
+
         kept = {key: len(tensors(value)) for key, value in cache.items()}
         state: list = [cache.position, *(t for key in kept for t in tensors(cache[key]))]
 
@@ -78,6 +79,17 @@ class Replayed:
                 self.compiled[known] = torch._inductor.compile(traced, like)
         compiled = self.compiled[known]
         return lambda ids: compiled(ids.contiguous(), *state)[0]
+
+
+def check_compiler() -> None:
+    """Raise a ValueError where there is none that Inductor could use."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # heavy, too
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ValueError("compile: got true without a C++ compiler, allowed: where g++ or $CXX can be run") from None
 
 
 def mm(a: Tensor, b: Tensor) -> Tensor:
