@@ -2,7 +2,7 @@
 
 Ours with its cache, on a CPU with its steps compiled as well, ours without one, and the reference, which runs the whole
 sequence again for every byte, twice: going on from a prompt that fills the context, and from one of half of it to the
-full context. Then a model of two levels against a flat one of equal parameters, both cached. Weights are random: speed
+full context. Then a model of two levels against a flat one of equal parameters, and a preset. Weights are random: speed
 does not depend on them. Models without a cache are timed on single bytes at contexts spread evenly over those of the
 whole text, whose mean is theirs.
 """
@@ -13,6 +13,7 @@ from copy import deepcopy
 
 import torch
 
+from benchmarks.contenders import preset
 from benchmarks.timing import median, spread, table, take_turns
 from model import HierarchicalTransformer
 from training.decoding import lay_out_for_decoding
@@ -31,15 +32,15 @@ def main() -> None:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
 
-    levels = {"hierarchies": (1, 2), "hierarchical_stride": 1, "compress_mult": 4}  # as the reference has them
-    ours = HierarchicalTransformer(**SAME, **levels).to(device).eval()
-    stride4 = HierarchicalTransformer(
-        **SAME | {"dim": (128, 304), "heads": (2, 5)}, hierarchies=(1, 4), window_sizes=(64, None)
-    ).to(device)  # a thin fine level under a wide coarse one, as enwik8-base.yaml has them
-    flat = HierarchicalTransformer(**SAME | {"dim": 320, "heads": 5, "depth": 5}).to(device)
-    compiled = deepcopy(ours)
-    for model in (ours, stride4, flat, compiled):
-        lay_out_for_decoding(model, compiled=model is compiled)  # as generate.py does
+    stride4 = {"dim": (128, 304), "heads": (2, 5), "hierarchies": (1, 4), "window_sizes": (64, None)}
+    configs = {
+        "ours": SAME
+        | {"hierarchies": (1, 2), "hierarchical_stride": 1, "compress_mult": 4},  # as the reference has them
+        "two levels, stride 4": SAME | stride4,  # a thin fine level under a wide coarse one, as in enwik8-base.yaml
+        "flat": SAME | {"dim": 320, "heads": 5, "depth": 5},
+        "enwik8-small.yaml": preset("enwik8-small"),
+    }
+    models = {name: HierarchicalTransformer(**config).to(device).eval() for name, config in configs.items()}
     text = torch.randint(0, 256, (1, SAME["seq_len"]), device=device)
     half = SAME["seq_len"] - args.length
     spread_out = [half + int((i + 0.5) * args.length / args.samples) for i in range(args.samples)]
@@ -50,19 +51,17 @@ def main() -> None:
     def single(model, contexts, **options):
         return lambda: [model.generate(text[:, :n], 1, **options) for n in contexts], len(contexts)
 
-    full = [SAME["seq_len"]] * args.samples
-    runs = {
-        "ours, cached, full context": (ours, *whole(ours, text)),
-        "ours, uncached, full context": (ours, *single(ours, full, use_cache=False)),
-        "ours, cached, half to full": (ours, *whole(ours, text[:, :half])),
-        "ours, compiled, full context": (compiled, *whole(compiled, text)),
-        "ours, compiled, half to full": (compiled, *whole(compiled, text[:, :half])),
-        "ours, uncached, half to full": (ours, *single(ours, spread_out, use_cache=False)),
-        "two levels, stride 4, cached, full context": (stride4, *whole(stride4, text)),
-        "flat, cached, full context": (flat, *whole(flat, text)),
-    }
-    if device == "cuda":  # where steps are replayed anyway
-        runs = {name: run for name, run in runs.items() if run[0] is not compiled}
+    full, runs = [SAME["seq_len"]] * args.samples, {}
+    for name, model in models.items():
+        for way in ("cached",) if device == "cuda" else ("cached", "compiled"):  # a GPU replays steps anyway
+            ready = deepcopy(model)
+            lay_out_for_decoding(ready, compiled=way == "compiled")  # as generate.py does
+            runs[f"{name}, {way}, full context"] = (ready, *whole(ready, text))
+            if name == "ours":
+                runs[f"{name}, {way}, half to full"] = (ready, *whole(ready, text[:, :half]))
+    ours = models["ours"]
+    runs["ours, uncached, full context"] = (ours, *single(ours, full, use_cache=False))
+    runs["ours, uncached, half to full"] = (ours, *single(ours, spread_out, use_cache=False))
     try:
         from simple_hierarchical_transformer import HierarchicalTransformer as Reference
     except ImportError:
