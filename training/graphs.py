@@ -20,8 +20,8 @@ class Replayed:
         self.compiled: dict[tuple, Callable] = {}  # by kind and rows, for all caches
 
     def __call__(self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None) -> Tensor | tuple:
-        usual = return_loss or not cache or ids.shape[1] != 1 or torch.is_grad_enabled()
-        if usual or self.model.config.rotary_xpos:
+        usual = return_loss or not cache or ids.shape[1] != 1 or self.model.config.rotary_xpos
+        if usual or (torch.is_grad_enabled() and self not in cache):
             return self.forward(ids, return_loss, cache)
         if self not in cache:
             make_static(self.model, cache)
