@@ -55,7 +55,7 @@ class Attend(nn.Module):
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None) -> Tensor:
     """Attention as it is written on paper. PyTorch's softmax sums in float32 at least."""
-    k, v = (t if len(t[0]) == len(q[0]) else t.repeat_interleave(len(q[0]) // len(t[0]), dim=1) for t in (k, v))
+    k, v = (t if t.shape[1] == q.shape[1] else t.repeat_interleave(q.shape[1] // t.shape[1], dim=1) for t in (k, v))
     scores = einsum(q * q.shape[-1] ** -0.5, k, "b h i d, b h j d -> b h i j")
     if visible is not None:  # added, as the gradient of a sum is free
         scores = scores + torch.zeros_like(visible, dtype=scores.dtype).masked_fill_(~visible, -torch.inf)

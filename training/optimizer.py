@@ -24,12 +24,13 @@ class Muon(torch.optim.Muon):
         assert closure is None
         for group in self.param_groups:
             alike = defaultdict(list)
-            for p in group["params"]:
-                if p.grad is not None:
-                    alike[p.shape].append(p)
+            for p in (p for p in group["params"] if p.grad is not None):
+                alike[p.shape].append(p)
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
             for shape, params in alike.items():
                 grads = [p.grad for p in params]
-                buffers = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in params]
+                buffers = [self.state[p]["momentum_buffer"] for p in params]
                 torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
                 towards = torch._foreach_lerp(grads, buffers, group["momentum"])  # Nesterov's momentum
                 update = orthogonal(torch.stack(towards), group["ns_coefficients"], group["ns_steps"], group["eps"])
