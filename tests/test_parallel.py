@@ -79,6 +79,7 @@ def test_activation_checkpointing_changes_no_bit(train):
 def test_fsdp2_trains_saves_resumes_and_evaluates(train, command, optimizer):
     """Two sharded processes end as one process does; their best model is a whole one."""
     options = (f"--train.optimizer={optimizer}", "--train.checkpoint_every=6", "--model.next_latent_loss_weight=0.1")
+    options += ("--model.ngrams=[2]", "--model.matches=[3]")
     one, done = train(f"unsharded-{optimizer}", *options)
     assert done.returncode == 0, done.stderr
     sharded = TWO | {"ACCELERATE_USE_FSDP": "true"}
