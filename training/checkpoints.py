@@ -137,6 +137,8 @@ def save_best_model(accelerator: Accelerator, model: nn.Module, card: str, run_d
     weights = accelerator.get_state_dict(model)  # whole on the main process, even where the model is sharded
     if not accelerator.is_main_process:
         return
+    # What was gathered of shares that are not alike is a view of something longer, which safetensors does not save.
+    weights = {name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t for name, t in weights.items()}
     with torch.device("meta"):
         whole = HierarchicalTransformer(**accelerator.unwrap_model(model).config.to_dict())
     whole.load_state_dict(weights, assign=True)
