@@ -22,11 +22,13 @@ def matches(
     """What followed where the context of each of the `last` of ids (b n) stood before, as 1 + the byte, 0 where it did
     not: int64 (b last k), for each context in turn `places` of them, the latest first.
 
-    Contexts, at least one, are n-grams, for each of `orders`, and numbers of whole words before the present one, for
+    Contexts are n-grams, for each of `orders`, and numbers of whole words before the present one, for
     each of `words`. All of one, and what parts it from what comes before it, lies within the last `reach` bytes, which
     alone count.
     """
     contexts = [*ngram_contexts(ids, orders), *word_contexts(ids, words)]
+    if not contexts:
+        return ids.new_zeros(len(ids), last, 0)
     hashed, first = (torch.stack(each, dim=1) for each in zip(*contexts, strict=True))  # (b contexts n)
     latest, n = (latest_of_last if last == 1 else latest_of_all), ids.shape[1]
     following = (1 + F.pad(ids[:, 1:], (0, 1))).unsqueeze(1).expand_as(hashed)

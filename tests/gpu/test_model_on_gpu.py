@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import Attend, Cache, HierarchicalTransformer
+from model import Attend, HierarchicalTransformer
 from tests.model.strategies import model_configs
 from tests.model.test_attend import draw_mask
+from tests.model.test_cache import in_pieces
 from tests.model.test_transformer import build
 from training.decoding import lay_out_for_decoding
 from training.graphs import Replayed
@@ -122,12 +123,9 @@ def test_replayed_steps_of_drawn_models_are_those_of_the_full_pass(config, data)
 
 def check_cache(model, ids, prefill, atol):
     """One pass over ids, and a first part with a cache and then byte by byte, give the same logits."""
-    cache = Cache()
     with torch.inference_mode():
         full = model(ids)
-        pieces = [model(ids[:, :prefill], cache=cache)]
-        pieces += [model(ids[:, t : t + 1], cache=cache) for t in range(prefill, ids.shape[1])]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), full, atol=atol, rtol=1e-4)
+    torch.testing.assert_close(in_pieces(model, ids, prefill), full, atol=atol, rtol=1e-4)
 
 
 def test_no_logit_depends_on_a_later_byte():

@@ -9,6 +9,15 @@ from tests.model.strategies import model_configs
 from tests.model.test_transformer import build
 
 
+def in_pieces(model, ids, prefill):
+    """Logits of ids (b n) with a cache: of the first `prefill` at once, and then of each."""
+    cache = Cache()
+    with torch.inference_mode():
+        pieces = [model(ids[:, :prefill], cache=cache)]
+        pieces += [model(ids[:, t : t + 1], cache=cache) for t in range(prefill, ids.shape[1])]
+    return torch.cat(pieces, dim=1)
+
+
 @settings(max_examples=200)
 @given(config=model_configs(), data=st.data())
 def test_cached_logits_are_those_of_the_full_pass(config, data):
@@ -16,12 +25,9 @@ def test_cached_logits_are_those_of_the_full_pass(config, data):
     total = 3 * config["seq_len"]
     prefill = data.draw(st.integers(1, total), label="prefill")
     ids = torch.randint(0, 11, (2, total))
-    cache = Cache()
     with torch.inference_mode():
         full = model(ids)
-        pieces = [model(ids[:, :prefill], cache=cache)]
-        pieces += [model(ids[:, t : t + 1], cache=cache) for t in range(prefill, total)]
-    torch.testing.assert_close(torch.cat(pieces, dim=1), full, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(in_pieces(model, ids, prefill), full, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("prefill", [1, 20, 71])
@@ -29,14 +35,12 @@ def test_words_are_looked_up_from_the_cache_as_in_the_full_pass(prefill):
     lookups = {"matches": (2,), "word_matches": (0, 1, 2), "match_places": 2}
     model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 24} | lookups)
     ids = torch.tensor(list(b"ab .A\xc3"))[torch.randint(0, 6, (8, 72))]
-    cache = Cache()
     with torch.inference_mode():
         full = model(ids)
-        pieces = [model(ids[:, :prefill], cache=cache)]
-        pieces += [model(ids[:, t : t + 1], cache=cache) for t in range(prefill, 72)]
+        pieces = in_pieces(model, ids, prefill)
         nn.init.zeros_(model.match_emb.weight[2 * 257 :])
         assert not torch.equal(model(ids), full)  # of the words something was found
-    torch.testing.assert_close(torch.cat(pieces, dim=1), full, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(pieces, full, atol=1e-4, rtol=1e-4)
 
 
 @settings(max_examples=20)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from model import Cache
 from tests.model.strategies import model_configs
+from tests.model.test_cache import in_pieces
 from tests.model.test_transformer import build
 from training.decoding import lay_out_for_decoding
 from training.graphs import Replayed, make_static, static_step, tensors
@@ -51,11 +52,7 @@ def test_compiled_steps_are_those_of_the_full_pass():
     lay_out_for_decoding(model, compiled=True)
     assert isinstance(model.forward, Replayed)
     for rows, prefill, known in ((2, 5, 2), (2, 30, 2), (1, 7, 4)):  # another text is not compiled again
-        cache = Cache()
-        with torch.inference_mode():
-            pieces = [model(ids[:rows, :prefill], cache=cache)]
-            pieces += [model(ids[:rows, t : t + 1], cache=cache) for t in range(prefill, 72)]
-        torch.testing.assert_close(torch.cat(pieces, dim=1), full[:rows], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(in_pieces(model, ids[:rows], prefill), full[:rows], atol=1e-4, rtol=1e-4)
         assert len(model.forward.compiled) == known  # with level 4x and without, for so many rows
     loss, _ = model(ids, return_loss=True)
     loss.backward()  # as before
