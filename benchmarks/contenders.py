@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import HierarchicalTransformer
+from training.dropout import draw_dropout_in_bulk
 
 
 class Contender(nn.Module):
@@ -26,6 +27,7 @@ class Contender(nn.Module):
     def __init__(self, model: nn.Module, has_loss: bool = True):
         super().__init__()
         self.model, self.has_loss = model, has_loss
+        draw_dropout_in_bulk(self)  # as training does
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.model(ids)

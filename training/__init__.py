@@ -7,6 +7,7 @@ __all__ = [
     "command_line",
     "config",
     "decoding",
+    "dropout",
     "evaluation",
     "files",
     "heatmap",

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from model.block import Block
 from model.levels import Merge
 from training.config import Config, TrainConfig
+from training.dropout import draw_dropout_in_bulk
 from training.speed import keep_freed_memory
 
 
@@ -83,6 +84,7 @@ def prepare(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Model and optimizer, compiled, checkpointed and spread as was wished. Names of weights stay."""
     compiling = config.compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
+    draw_dropout_in_bulk(model)
     wrap_blocks(model, compiling, config.activation_checkpointing)
     if accelerator.distributed_type == DistributedType.FSDP and accelerator.native_amp:
         model.forward = accelerator.autocast()(model.forward)  # which Accelerate leaves out when it shards
