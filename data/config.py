@@ -1,4 +1,4 @@
-"""Which bytes to read. Imports nothing heavy, so that `--help` is quick."""
+"""Which bytes to read."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""What a model is made of, checked once, before anything is built. Imports nothing heavy, so that `--help` is quick."""
+"""What a model is made of, checked once, before anything is built."""
 
 from dataclasses import dataclass
 from math import ceil
