@@ -1,7 +1,7 @@
 """Train a hierarchical byte model: `accelerate launch train.py --config configs/quickstart.yaml`.
 
 Any setting can be given as a flag (`--model.depth=6 --train.max_steps=200`); `--help` lists them all. A run that was
-stopped goes on with `--resume`. All that it writes lies in its run directory, but for the corpus, which is kept unpacked.
+stopped goes on with `--resume`. All that it writes lies in its run directory, but an unpacked corpus.
 """
 
 import time
