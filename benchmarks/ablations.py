@@ -21,7 +21,7 @@ BASE = SAME | LEVELS
 CHANGES = [  # arguments of the model, or fields of TrainConfig
     {"hierarchies": (1, 2)},
     {"hierarchies": (1, 8)},
-    {"hierarchies": (1, 4, 16), "depth": (2, 3, 3), "attn_depth": (None, 1, 1), "window_sizes": (0, 256, None)},
+    {"hierarchies": (1, 4, 16), "depth": (2, 3, 3), "window_sizes": (0, 256, None)},
     {"hierarchical_stride": (1, 2)},
     {"dim": 192, "heads": 3},
     {"dim": 96, "heads": 2},
@@ -32,8 +32,8 @@ CHANGES = [  # arguments of the model, or fields of TrainConfig
     {"depth": (2, 4)},
     {"depth": (2, 6)},
     {"depth": 3},
+    {"attn_depth": (None, 1)},
     {"attn_depth": (None, 2)},
-    {"attn_depth": None},
     {"window_sizes": (32, 256)},
     {"window_sizes": (128, 256)},
     {"window_sizes": (0, 64)},
