@@ -5,7 +5,7 @@ from math import ceil
 import torch
 from torch import Tensor, nn
 
-LEVELS = 2**16  # of chance for an element, to which a probability is rounded
+RESOLUTION = 2**16  # values of the chance of an element; a probability is rounded to so many parts
 
 
 class BulkDropout(nn.Dropout):
@@ -14,12 +14,12 @@ class BulkDropout(nn.Dropout):
     PyTorch's."""
 
     def forward(self, input: Tensor) -> Tensor:
-        dropped = min(round(self.p * LEVELS), LEVELS - 1)
+        dropped = min(round(self.p * RESOLUTION), RESOLUTION - 1)
         if not self.training or dropped == 0 or input.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(input)
         drawn = torch.empty(ceil(input.numel() / 4), dtype=torch.int64).random_(-(2**63), None)  # all of its 64 bits
-        kept = drawn.view(torch.int16)[: input.numel()].view(input.shape) >= dropped - LEVELS // 2
-        return input * (kept.to(input.dtype) * (LEVELS / (LEVELS - dropped)))
+        kept = drawn.view(torch.int16)[: input.numel()].view(input.shape) >= dropped - RESOLUTION // 2
+        return input * (kept.to(input.dtype) * (RESOLUTION / (RESOLUTION - dropped)))
 
 
 def draw_dropout_in_bulk(model: nn.Module) -> None:
