@@ -1,24 +1,35 @@
 """Dropout whose chance a CPU draws for four elements at once."""
 
-from math import ceil
-
 import torch
 from torch import Tensor, nn
 
 RESOLUTION = 2**16  # values of the chance of an element; a probability is rounded to so many parts
 
 
+@torch.library.custom_op("training::random_words", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def random_words(like: Tensor) -> Tensor:
+    """Random numbers of 64 bits, so many that each element of a tensor on the CPU has 16 of them: (⌈elements / 4⌉).
+    An operation of its own, because a compiler draws one by one; of the tensor, because it makes one call of two whose
+    arguments are equal.
+    """
+    return torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+
+
+@random_words.register_fake
+def _(like: Tensor) -> Tensor:
+    return torch.empty(-(-like.numel() // 4), dtype=torch.int64)
+
+
 class BulkDropout(nn.Dropout):
     """`nn.Dropout`, out of place, with 16 random bits for an element on a CPU, where PyTorch draws one element after
-    another, which takes an eighth of a training step (benchmarks/NOTES.md). Elsewhere, and where it is compiled, it is
-    PyTorch's."""
+    another, which takes an eighth of a training step (benchmarks/NOTES.md). Elsewhere it is PyTorch's."""
 
     def forward(self, input: Tensor) -> Tensor:
         dropped = min(round(self.p * RESOLUTION), RESOLUTION - 1)
-        if not self.training or dropped == 0 or input.device.type != "cpu" or torch.compiler.is_compiling():
+        if not self.training or dropped == 0 or input.device.type != "cpu":
             return super().forward(input)
-        drawn = torch.empty(ceil(input.numel() / 4), dtype=torch.int64).random_(-(2**63), None)  # all of its 64 bits
-        kept = drawn.view(torch.int16)[: input.numel()].view(input.shape) >= dropped - RESOLUTION // 2
+        drawn = random_words(input.detach()).view(torch.int16)[: input.numel()].view(input.shape)
+        kept = drawn >= dropped - RESOLUTION // 2
         return input * (kept.to(input.dtype) * (RESOLUTION / (RESOLUTION - dropped)))
 
 

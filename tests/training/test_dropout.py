@@ -1,8 +1,11 @@
 """Dropout in bulk is dropout: which elements go is independent, how many as likely as asked, and the rest grows."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from tests.training.models import build
 from training.dropout import RESOLUTION, BulkDropout, draw_dropout_in_bulk
@@ -46,6 +49,24 @@ def test_the_same_seed_drops_the_same():
         drawn.append(BulkDropout(0.5)(x))
     assert torch.equal(drawn[0], drawn[1])
     assert not torch.equal(drawn[0], drawn[2])
+
+
+def test_compiled_and_computed_again_it_drops_the_same():
+    model = build(depth=1, dim=16, dropout=0.5).train()
+    draw_dropout_in_bulk(model)
+    ids, block = torch.randint(0, 256, (2, 17)), next(iter(model.levels[0].blocks.values()))
+    plain, outcomes = block.forward, []
+    compiled = torch.compile(plain, dynamic=False)
+    again = [partial(checkpoint, forward, use_reentrant=False) for forward in (plain, compiled)]
+    for forward in (plain, compiled, *again):
+        block.forward = forward
+        model.zero_grad()
+        torch.manual_seed(0)
+        loss = model(ids, return_loss=True)[0]
+        loss.backward()
+        outcomes.append([loss.detach(), *(weight.grad for weight in block.parameters())])
+    for outcome in outcomes[1:]:
+        torch.testing.assert_close(outcome, outcomes[0], rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_is_dropped_in_evaluation_or_at_zero():
