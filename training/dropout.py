@@ -1,23 +1,24 @@
 """Dropout whose chance a CPU draws for four elements at once."""
 
+from math import ceil
+
 import torch
 from torch import Tensor, nn
 
 RESOLUTION = 2**16  # values of the chance of an element; a probability is rounded to so many parts
 
 
-@torch.library.custom_op("training::random_words", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def random_words(like: Tensor) -> Tensor:
-    """Random numbers of 64 bits, so many that each element of a tensor on the CPU has 16 of them: (⌈elements / 4⌉).
-    An operation of its own, because a compiler draws one by one; of the tensor, because it makes one call of two whose
-    arguments are equal.
-    """
-    return torch.empty(-(-like.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+@torch.library.custom_op("training::random_bits", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def random_bits(like: Tensor) -> Tensor:
+    """16 random bits for each element of a tensor on the CPU: int16, in its shape. An operation of its own, because a
+    compiler draws one by one; of the tensor, because it makes one call of two whose arguments are equal."""
+    words = torch.empty(ceil(like.numel() / 4), dtype=torch.int64).random_(-(2**63), None)  # all of their 64 bits
+    return words.view(torch.int16)[: like.numel()].view(like.shape)
 
 
-@random_words.register_fake
+@random_bits.register_fake
 def _(like: Tensor) -> Tensor:
-    return torch.empty(-(-like.numel() // 4), dtype=torch.int64)
+    return like.new_empty(like.shape, dtype=torch.int16)
 
 
 class BulkDropout(nn.Dropout):
@@ -28,8 +29,7 @@ class BulkDropout(nn.Dropout):
         dropped = min(round(self.p * RESOLUTION), RESOLUTION - 1)
         if not self.training or dropped == 0 or input.device.type != "cpu":
             return super().forward(input)
-        drawn = random_words(input.detach()).view(torch.int16)[: input.numel()].view(input.shape)
-        kept = drawn >= dropped - RESOLUTION // 2
+        kept = random_bits(input.detach()) >= dropped - RESOLUTION // 2
         return input * (kept.to(input.dtype) * (RESOLUTION / (RESOLUTION - dropped)))
 
 
