@@ -19,13 +19,13 @@ import yaml
 from jsonargparse.typing import PositiveInt
 
 from data import DataConfig, open_corpus, scoring_windows
+from evaluation.bits_per_byte import FIRST_BYTE, bits_per_byte, total_nats
+from evaluation.entropy_coding import decode, encode
 from model import HierarchicalTransformer
-from training.coding import decode, encode
+from model.generation.load import load_model
+from model.generation.prepare import lay_out_for_decoding
 from training.command_line import Parser, user_errors
 from training.config import Config, TrainConfig, WandbConfig
-from training.decoding import lay_out_for_decoding
-from training.evaluation import FIRST_BYTE, bits_per_byte, total_nats
-from training.loading import load_model
 from training.parallel import build_accelerator
 
 

@@ -14,11 +14,11 @@ import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from data.text import show, to_ids, to_text
+from evaluation.heatmap import byte_bits, write_heatmap
 from model import HierarchicalTransformer
+from model.generation.load import best_device, load_model
+from model.generation.prepare import lay_out_for_decoding
 from training.command_line import Parser, fail, user_errors
-from training.decoding import lay_out_for_decoding
-from training.heatmap import byte_bits, write_heatmap
-from training.loading import best_device, load_model
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from training.command_line import Parser, user_errors
-from training.files import replace
+from utils.files import replace
 
 # The palette of Okabe and Ito, made for the colour-blind, with a grey for its yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

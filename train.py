@@ -16,12 +16,11 @@ from torch import nn
 
 from data import batch, offsets, open_corpus
 from data.text import to_text
+from evaluation.bits_per_byte import validate
 from model import HierarchicalTransformer
 from training.checkpoints import RunState, load_checkpoint, newest_whole_checkpoint, save_best_model, save_checkpoint
 from training.command_line import user_errors
 from training.config import Config, load_config
-from training.evaluation import validate
-from training.files import write_text
 from training.monitor import Monitor, Updates
 from training.optimizer import build_optimizer, learning_rate, set_learning_rate
 from training.parallel import build_accelerator, prepare, whole
@@ -30,6 +29,7 @@ from training.run_dir import Diverged, StopSignal, check_run_dir, make_run_dir, 
 from training.speed import flops_per_byte
 from training.summary import conclude, human, introduce, model_card
 from training.trackers import Dashboard, MetricsFile, wandb_mode
+from utils.files import write_text
 
 
 def main(argv: list[str] | None = None) -> None:

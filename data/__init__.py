@@ -1,11 +1,8 @@
 """Bytes: corpora by name, mapped into memory, the batches and windows cut from them, and bytes as text."""
 
 from data.batches import batch, offsets, scoring_windows, spread_windows
-from data.checks import is_increasing, is_number, require
 from data.config import DataConfig
 from data.corpora import open_corpus
-from data.matches import matches
-from data.ngrams import ngram_rows
 from data.store import Corpus
 from data.text import show, to_ids, to_text
 
@@ -13,13 +10,8 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "batch",
-    "is_increasing",
-    "is_number",
-    "matches",
-    "ngram_rows",
     "offsets",
     "open_corpus",
-    "require",
     "scoring_windows",
     "show",
     "spread_windows",

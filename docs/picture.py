@@ -6,7 +6,7 @@ The picture has its own background, light or dark as the reader's system is, and
 
 from pathlib import Path
 
-from training.files import write_text
+from utils.files import write_text
 
 TEXT, HERE = "The cat sits.", 9  # and the position that is followed from its bytes to its prediction
 COMPRESSION = STRIDE = 4  # of level 4x, which sees all of its outputs so far

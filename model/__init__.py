@@ -6,4 +6,4 @@ from model.config import ModelConfig
 from model.losses import Losses
 from model.transformer import HierarchicalTransformer
 
-__all__ = ["Attend", "Cache", "HierarchicalTransformer", "Losses", "ModelConfig"]
+__all__ = ["Attend", "Cache", "HierarchicalTransformer", "Losses", "ModelConfig", "generation"]

@@ -25,7 +25,7 @@ class Attend(nn.Module):
         self.causal, self.use_flash_attn, self.window_size = causal, use_flash_attn, window_size
 
     def kernel(self, queries: int, keys: int, dim_head: int, device: str, dtype: torch.dtype) -> str:
-        """What computes so many queries over so many keys: plain, sdpa, flex or block-local (benchmarks/NOTES.md)."""
+        """What computes so many queries over so many keys: plain, sdpa, flex or block-local (benchmarks/LOG.md)."""
         if not self.use_flash_attn:
             return "plain"
         if self.window_size is not None and self.window_size < keys == queries:
@@ -85,7 +85,7 @@ def block_local_attention(q: Tensor, k: Tensor, v: Tensor, window: int, mask: Te
     visible = torch.ones(block, window + block, dtype=torch.bool, device=q.device).tril(window).triu(1)
     visible = repeat(visible, "i j -> m 1 i j", m=len(q)).clone()
     visible[0, ..., :window] = False  # nothing but padding comes before the first block
-    attention = sdpa if q.dtype.itemsize > 2 else plain_attention  # faster in bfloat16 (benchmarks/NOTES.md)
+    attention = sdpa if q.dtype.itemsize > 2 else plain_attention  # faster in bfloat16 (benchmarks/LOG.md)
     if mask is None:
         out = attention(q, k, v, visible)  # every query sees itself, so that no row is blind
     else:

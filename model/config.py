@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import ceil
 from types import SimpleNamespace
 
-from data.checks import is_increasing, is_number, require
+from utils.checks import is_increasing, is_number, require
 
 # What each level's value of an argument may be: in words, and as a test of the value v on a level of compression c.
 PER_LEVEL = {

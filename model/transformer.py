@@ -10,14 +10,14 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from data.checks import require
-from data.matches import matches
-from data.ngrams import ngram_rows
 from model.block import XPOS_SCALE_BASE, Block, Cache, Rotary, after_past
 from model.config import LevelConfig, ModelConfig
+from model.generation.sampling import generate, stream
 from model.levels import Compress, Merge, align
 from model.losses import Losses, build_losses
-from model.sampling import generate, stream
+from model.matches import matches
+from model.ngrams import ngram_rows
+from utils.checks import require
 
 LIBRARY, TAGS = "hierarchical-byte-transformer", ["byte-level", "hierarchical-transformer"]
 

@@ -74,7 +74,7 @@ TEN = [
     (
         train,
         [*CONFIG, "--model.window_sizes=[2048,null]"],
-        "model.window_sizes: got [2048, None], allowed: null, or 0 to",
+        "model.window_sizes: got [2048, null], allowed: null, or 0 to",
     ),
     (
         train,

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from model import HierarchicalTransformer
-from training.files import filling, fresh_folder, replace, sha256, write_text
+from utils.files import filling, fresh_folder, replace, sha256, write_text
 
 MANIFEST = "manifest.json"  # every other file's checksum; written last
 STATE = "state.json"

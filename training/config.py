@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 from jsonargparse import set_parsing_settings
 
-from data.checks import is_number, require
 from data.config import DataConfig
 from model.config import ModelConfig
 from training.command_line import Parser, Reading, files_first, reject
 from training.completion import PrintCompletion
+from utils.checks import is_number, require
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 

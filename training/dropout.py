@@ -23,7 +23,7 @@ def _(like: Tensor) -> Tensor:
 
 class BulkDropout(nn.Dropout):
     """`nn.Dropout`, out of place, with 16 random bits for an element on a CPU, where PyTorch draws one element after
-    another, which takes an eighth of a training step (benchmarks/NOTES.md). Elsewhere it is PyTorch's."""
+    another, which takes an eighth of a training step (benchmarks/LOG.md). Elsewhere it is PyTorch's."""
 
     def forward(self, input: Tensor) -> Tensor:
         dropped = min(round(self.p * RESOLUTION), RESOLUTION - 1)

@@ -13,7 +13,7 @@ import yaml
 from training.checkpoints import newest_whole_checkpoint
 from training.command_line import fail
 from training.config import Config
-from training.files import write_text
+from utils.files import write_text
 
 # What may differ on --resume without making it another run.
 FREE = {"run_dir", "wandb"}

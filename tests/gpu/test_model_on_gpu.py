@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import Attend, HierarchicalTransformer
+from model.generation.prepare import lay_out_for_decoding
+from model.generation.replay import Replayed
+from tests.model.generation.test_cache import in_pieces
 from tests.model.strategies import model_configs
 from tests.model.test_attend import draw_mask
-from tests.model.test_cache import in_pieces
 from tests.model.test_transformer import build
-from training.decoding import lay_out_for_decoding
-from training.graphs import Replayed
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 WINDOWED = {  # flex attention on both levels, and all lookups

@@ -27,7 +27,7 @@ ILLEGAL = [
     ({"hierarchies": ()}, r"hierarchies: got \[\]"),
     ({"hierarchies": (1, 4), "hierarchical_stride": (1, 8)}, r"hierarchical_stride: got \[1, 8\]"),
     ({"hierarchies": (1, 4), "hierarchical_stride": (1, 3)}, r"hierarchical_stride: got \[1, 3\]"),
-    ({"hierarchies": 4}, "hierarchical_stride: got None, allowed: a predicting level of stride 1"),
+    ({"hierarchies": 4}, "hierarchical_stride: got null, allowed: a predicting level of stride 1"),
     ({"seq_len": 64, "window_sizes": 65}, "window_sizes: got 65, allowed: null, or 0 to .* 64 at 1x"),
     ({"window_sizes": -1}, "window_sizes: got -1"),
     ({"ngrams": (1, 2)}, r"ngrams: got \[1, 2\], allowed: a list of increasing whole numbers from 2"),

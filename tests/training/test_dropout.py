@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from tests.training.models import build
+from tests.model.models import build
 from training.dropout import RESOLUTION, BulkDropout, draw_dropout_in_bulk
 
 

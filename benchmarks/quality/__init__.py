@@ -1,0 +1,1 @@
+"""Benchmarks of quality, each run as `python -m benchmarks.quality.NAME`."""

@@ -1,0 +1,65 @@
+"""What a GPU records, run as it is; tests/gpu replays it."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import Cache
+from model.generation.prepare import lay_out_for_decoding
+from model.generation.replay import Replayed, make_static, static_step, tensors
+from tests.model.generation.test_cache import in_pieces
+from tests.model.strategies import model_configs
+from tests.model.test_transformer import build
+
+WORDS = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 24, "hierarchies": (1, 4), "ngrams": (2, 3)}
+WORDS |= {"matches": (2, 5), "word_matches": (0, 1, 2), "match_places": 2}
+
+
+def check_static_steps(model, ids, prefill):
+    """Logits of static steps are those of usual ones, and all that is kept stays where it is."""
+    usual, static, places = Cache(), Cache(), None
+    with torch.inference_mode():
+        for cache in (usual, static):
+            model(ids[:, :prefill], cache=cache)
+        make_static(model, static)
+        for t in range(prefill, ids.shape[1]):
+            logits = static_step(model, ids[:, t : t + 1], static)
+            torch.testing.assert_close(logits, model(ids[:, t : t + 1], cache=usual), atol=1e-5, rtol=1e-5)
+            now = [each.data_ptr() for value in static.values() for each in tensors(value)]
+            assert places in (None, now) or t == prefill + 1
+            places = now
+    assert static.length == usual.length == int(static.position) and usual.position == usual.length
+
+
+@settings(max_examples=60)
+@given(config=model_configs(rotary_xpos=False), data=st.data())
+def test_static_steps_are_the_usual_ones(config, data):
+    total = 3 * config["seq_len"]
+    check_static_steps(build(config), torch.randint(0, 11, (2, total)), data.draw(st.integers(1, total)))
+
+
+@pytest.mark.parametrize("prefill", [1, 20, 71])
+def test_static_steps_look_up_what_the_usual_ones_do(prefill):
+    check_static_steps(build(WORDS), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (8, 90))], prefill)
+
+
+def test_compiled_steps_are_those_of_the_full_pass():
+    model, ids = build(WORDS), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (2, 72))]
+    with torch.inference_mode():
+        full = model(ids)
+    lay_out_for_decoding(model, compiled=True)
+    lay_out_for_decoding(model, compiled=True)
+    assert isinstance(model.forward, Replayed)
+    for rows, prefill, known in ((2, 5, 2), (2, 30, 2), (1, 7, 4)):  # another text is not compiled again
+        torch.testing.assert_close(in_pieces(model, ids[:rows], prefill), full[:rows], atol=1e-4, rtol=1e-4)
+        assert len(model.forward.compiled) == known  # with level 4x and without, for so many rows
+    loss, _ = model(ids, return_loss=True)
+    loss.backward()  # as before
+
+
+def test_xpos_is_not_replayed():
+    model = build(WORDS | {"rotary_xpos": True})
+    lay_out_for_decoding(model, compiled=True)
+    model.generate(torch.zeros(1, 9, dtype=torch.long), 20)
+    assert model.forward.compiled == {}

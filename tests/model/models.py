@@ -1,0 +1,12 @@
+"""Small models for tests, every part of which says something, as one that was trained."""
+
+import torch
+
+from benchmarks.quality.causality import noisy
+from model import HierarchicalTransformer
+
+
+def build(depth: int, **shape) -> HierarchicalTransformer:
+    """Two heads of 8, 32 bytes of context, noise on all weights, the same every time."""
+    torch.manual_seed(0)
+    return noisy(HierarchicalTransformer(depth=depth, seq_len=32, dim_head=8, heads=2, **shape).eval())
