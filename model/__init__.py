@@ -1,8 +1,8 @@
-"""The hierarchical byte transformer: `HierarchicalTransformer`, what it is configured by, and its attention."""
+"""The hierarchical byte transformer: `HierarchicalTransformer`, its settings, its attention, and generation."""
 
 from model.attend import Attend
-from model.block import Cache
 from model.config import ModelConfig
+from model.generation.cache import Cache
 from model.losses import Losses
 from model.transformer import HierarchicalTransformer
 

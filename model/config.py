@@ -1,158 +1,333 @@
-"""What a model is made of, checked once, before anything is built."""
+"""The settings of a model, checked once, before anything is built."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import cached_property
 from math import ceil
-from types import SimpleNamespace
+from typing import Any, Literal
 
+from model.segments import FixedStride
 from utils.checks import is_increasing, is_number, require
 
-# What each level's value of an argument may be: in words, and as a test of the value v on a level of compression c.
-PER_LEVEL = {
-    "dim": ("at least 2", lambda v, c: is_number(v, 2, int)),
-    **dict.fromkeys(("depth", "heads"), ("at least 1", lambda v, c: is_number(v, 1, int))),
-    "attn_depth": ("null, or at least 1", lambda v, c: v is None or is_number(v, 1, int)),
-    "dim_head": ("an even number, at least 2", lambda v, c: is_number(v, 2, int) and v % 2 == 0),
-    "kv_heads": ("null, or at least 1", lambda v, c: v is None or is_number(v, 1, int)),
-    **dict.fromkeys(("ff_mult", "compress_mult"), ("above 0", lambda v, c: is_number(v, 0) and v > 0)),
-    "compress_type": ("conv, mean or attention", lambda v, c: v in ("conv", "mean", "attention")),
-    "window_sizes": ("null, or 0 and above", lambda v, c: v is None or is_number(v, 0, int)),
-    "hierarchical_stride": ("a power of two up to the compression", lambda v, c: is_number(v, 1, int) and c % v == 0),
+
+@dataclass(frozen=True)
+class Check:
+    """What a setting may be: in words, and as a test of one value."""
+
+    allowed: str
+    fits: Callable[[Any], bool]
+
+
+def at_least(low: int) -> Check:
+    """A whole number from `low` up."""
+    return Check(f"at least {low}", lambda value: is_number(value, low, int))
+
+
+def or_null(check: Check) -> Check:
+    """What another check allows, or null."""
+    return Check(f"null, or {check.allowed}", lambda value: value is None or check.fits(value))
+
+
+def one_of(*names: str) -> Check:
+    """One of several names."""
+    return Check(f"{', '.join(names[:-1])} or {names[-1]}", lambda value: value in names)
+
+
+def increasing(low: int) -> Check:
+    """A list of increasing whole numbers from `low` up."""
+    return Check(f"a list of increasing whole numbers from {low}, or []", lambda value: is_increasing(value, low))
+
+
+EVEN = Check("an even number, at least 2", lambda value: is_number(value, 2, int) and value % 2 == 0)
+POSITIVE = Check("above 0", lambda value: is_number(value, 0) and value > 0)
+NOT_NEGATIVE = Check("0 or above", lambda value: is_number(value, 0))
+PROBABILITY = Check("0 to below 1", lambda value: is_number(value, 0) and value < 1)
+YES_OR_NO = Check("true or false", lambda value: isinstance(value, bool))
+WINDOW = Check("null, or 0 and above", or_null(at_least(0)).fits)
+ANYTHING = Check("anything", lambda value: True)  # checked by a method of its own
+
+
+def setting(default: Any, check: Check) -> Any:
+    """A field with one value for the whole model."""
+    return field(default=default, metadata={"check": check, "per_level": False})
+
+
+def per_level(default: Any, check: Check) -> Any:
+    """A field that takes one value for all levels, or one for each of `hierarchies`."""
+    return field(default=default, metadata={"check": check, "per_level": True})
+
+
+@dataclass(frozen=True)
+class LevelConfig:
+    """One level: its own values of the per-level settings of `ModelConfig`, and what follows from them."""
+
+    compression: int
+    """bytes that one token compresses, c"""
+    segments: FixedStride
+    """where its units end"""
+    dim: int
+    """width of its residual stream"""
+    layers: tuple[int, ...]
+    """layers of the model in which it runs a block"""
+    attention_layers: tuple[int, ...]
+    """those of its layers that attend"""
+    window: int
+    """keys that a query sees in its own chain, itself included; 0 = no attention"""
+    dim_head: int
+    heads: int
+    kv_heads: int
+    ff_mult: float
+    compress_type: str
+    compress_mult: float
+    predicts: bool
+    """whether logits are read from it"""
+    is_merge_target: bool
+    """whether the other levels are merged into it"""
+    loss_weights: dict[str, float]
+    """weight of each auxiliary loss, by its name in `Losses`"""
+
+    @property
+    def stride(self) -> int:
+        """Bytes between two of its outputs."""
+        return self.segments.stride
+
+    @property
+    def chains(self) -> int:
+        """Number of interleaved sequences it attends along, 1 unless its stride is below its compression.
+
+        Then neighbouring tokens share bytes. Token k belongs to chain k modulo c / s, and attention is axial: it runs
+        within each chain.
+        """
+        return self.compression // self.stride
+
+
+# Settings that hold the weight of an auxiliary loss, by the loss's name in `Losses`.
+LOSS_WEIGHTS = {
+    "reconstruction": "recon_loss_weight",
+    "prophet": "prophet_loss_weight",
+    "next_latent": "next_latent_loss_weight",
+    "quantizer": "quantizer_loss_weight",
 }
-
-
-class LevelConfig(SimpleNamespace):
-    """One level's values of the arguments in `PER_LEVEL`, and what follows from them: its compression and stride, the
-    interleaved `chains` that it attends along, axially, where the one is above the other, `layers` that it takes part
-    in and those `attending`, `window` of keys of its own chain, and whether it `predicts` and is `merged` into."""
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Arguments of `HierarchicalTransformer`. "Per level" takes one value, or one for each of `hierarchies`."""
+    """Settings of a `HierarchicalTransformer`. "Per level" takes one value, or one for each of `hierarchies`.
 
-    num_tokens: int = 256
-    """vocabulary; 256 for bytes, none of them reserved"""
-    ngrams: tuple[int, ...] = ()
-    """orders of the n-grams, such as [2, 3, 4], whose embeddings are added to each byte's (arXiv 2412.09871)"""
-    ngram_rows: int = 16384
-    """rows of the table of each order, in which n-grams are found by hash"""
-    ngram_dropout: float = 0.0
-    """probability with which training leaves out an n-gram, lest rare ones be learnt by heart"""
-    matches: tuple[int, ...] = ()
-    """orders of the n-grams of which the byte that followed last time, within seq_len, is embedded and added, too"""
-    word_matches: tuple[int, ...] = ()
-    """the same for words: how many before the present one have to be as last time, such as [0, 1, 2]"""
-    match_places: int = 1
-    """how many of the latest places are looked at, for each of matches and word_matches"""
-    dim: int | tuple[int, ...] = 256
+    Raises:
+        UserError: a ValueError that names every setting that does not fit, its value, and what is allowed.
+    """
+
+    # The bytes and what is looked up for each of them.
+    num_tokens: int = setting(256, at_least(2))
+    """vocabulary size; 256 for bytes, none of them reserved"""
+    embed_dim: int | None = setting(None, or_null(at_least(1)))
+    """width of the embedding of each byte, n-gram and match; null = the width of the finest level"""
+    ngrams: tuple[int, ...] = setting((), increasing(2))
+    """lengths of the n-grams, such as [2, 3, 4], whose embeddings are added to each byte's (arXiv 2412.09871)"""
+    ngram_buckets: int = setting(16384, at_least(1))
+    """rows of the hash table of each n-gram length"""
+    ngram_dropout: float = setting(0.0, PROBABILITY)
+    """probability that training drops an n-gram's embedding, against memorising rare n-grams"""
+    matches: tuple[int, ...] = setting((), increasing(2))
+    """context lengths, in bytes: embed the byte that followed the latest earlier occurrence within seq_len"""
+    word_matches: tuple[int, ...] = setting((), increasing(0))
+    """the same for the current word after this many whole words, such as [0, 1, 2]"""
+    matches_per_context: int = setting(1, at_least(1))
+    """earlier occurrences that are looked up for each of matches and word_matches, the latest first"""
+
+    # The levels.
+    hierarchies: int | tuple[int, ...] = setting(1, ANYTHING)
+    """compression of each level, in bytes a token: distinct whole numbers, such as [1, 4]"""
+    hierarchical_stride: int | tuple[int, ...] | None = per_level(None, at_least(1))
+    """bytes between two outputs of a level: a divisor of its compression; null = the compression itself; per level"""
+    dim: int | tuple[int, ...] = per_level(256, at_least(2))
     """width of the residual stream, per level"""
-    depth: int | tuple[int, ...] = 4
-    """layers that a level runs a block in, per level; a shallower level sits out layers, spread evenly"""
-    attn_depth: int | tuple[int | None, ...] | None = None
-    """how many of a level's layers, its last ones, have attention beside the feed-forward, per level; all when null"""
-    seq_len: int = 512
-    """bytes of context in training; a level without a window never looks back further than this"""
-    dim_head: int | tuple[int, ...] = 64
-    """width of one attention head, per level; even, because rotary positions turn pairs"""
-    heads: int | tuple[int, ...] = 4
-    """attention heads, per level"""
-    kv_heads: int | tuple[int | None, ...] | None = None
-    """heads of keys and values, each shared by as many query heads (arXiv 2305.13245), per level; all when null"""
-    qk_norm: bool = False
-    """norm queries and keys, head by head (arXiv 2010.04245)"""
-    ff_mult: float | tuple[float, ...] = 4.0
-    """hidden width of the feed-forward over dim, per level"""
-    compress_type: str | tuple[str, ...] = "conv"
+    depth: int | tuple[int, ...] = per_level(4, at_least(1))
+    """layers in which a level runs a block, per level; a level with a smaller depth skips layers, evenly spaced"""
+    compress_type: str | tuple[str, ...] = per_level("conv", one_of("conv", "mean", "attention"))
     """how bytes become a level's tokens: conv, mean or attention, per level"""
-    compress_mult: float | tuple[float, ...] = 1.0
-    """hidden width of the compression by convolution over the embedding's width, per level"""
-    hierarchies: int | tuple[int, ...] = 1
-    """compression of each level: distinct powers of two, such as [1, 4]"""
-    hierarchical_stride: int | tuple[int, ...] | None = None
-    """bytes between two outputs of a level: a power of two up to its compression, which it is when null; per level"""
-    window_sizes: int | tuple[int | None, ...] | None = None
-    """keys a query sees, itself included; null = all of seq_len, 0 = no attention; per level"""
-    hierarchy_merge_all: bool = False
-    """merge into every level, not only into the predicting one; each time before a level that is merged into goes on"""
-    predict_hierarchy: int | None = None
-    """compression of the level that predicts (and that is merged into); the finest when null"""
-    predict_use_all_hierarchy: bool = False
+    compress_mult: float | tuple[float, ...] = per_level(1.0, POSITIVE)
+    """hidden width of a compression by convolution, as a multiple of dim, per level"""
+    ff_mult: float | tuple[float, ...] = per_level(4.0, POSITIVE)
+    """hidden width of the feed-forward, as a multiple of dim, per level"""
+    dropout: float = setting(0.0, PROBABILITY)
+    """dropout after attention and after the feed-forward"""
+
+    # Attention.
+    seq_len: int = setting(512, at_least(1))
+    """bytes of context in training; a level without a window never looks back further than this"""
+    window_sizes: int | tuple[int | None, ...] | None = per_level(None, WINDOW)
+    """keys that a query sees, itself included; null = all of seq_len, 0 = no attention; per level"""
+    attn_depth: int | tuple[int | None, ...] | None = per_level(None, or_null(at_least(1)))
+    """how many of a level's layers attend, the last ones; null = all; per level"""
+    dim_head: int | tuple[int, ...] = per_level(64, EVEN)
+    """width of an attention head, per level; even, because rotary positions rotate pairs of channels"""
+    heads: int | tuple[int, ...] = per_level(4, at_least(1))
+    """attention heads, per level"""
+    kv_heads: int | tuple[int | None, ...] | None = per_level(None, or_null(at_least(1)))
+    """heads of keys and values, each shared by several query heads (arXiv 2305.13245), per level; null = heads"""
+    qk_norm: bool = setting(False, YES_OR_NO)
+    """normalise queries and keys in each head (arXiv 2010.04245)"""
+    rotary_xpos: bool = setting(False, YES_OR_NO)
+    """make attention scores decay with distance (xPos, arXiv 2212.10554)"""
+    attention: Literal["auto", "plain", "sdpa", "block_local", "flex"] = setting(
+        "auto", one_of("auto", "plain", "sdpa", "block_local", "flex")
+    )
+    """what computes attention: auto picks by shape and device, any other name forces one backend"""
+
+    # Where levels meet, and which of them predict.
+    hierarchy_merge_all: bool = setting(False, YES_OR_NO)
+    """merge into every level, not only into the predicting one"""
+    predict_hierarchy: int | None = setting(None, or_null(at_least(1)))
+    """compression of the level that predicts and is merged into; null = the finest"""
+    predict_use_all_hierarchy: bool = setting(False, YES_OR_NO)
     """predict from the outputs of all levels together"""
-    recon_loss_weight: float | tuple[float, ...] = 0.0
-    """weight of a coarse level's giving back the bytes it compressed, per level; a loss of weight 0 builds nothing"""
-    prophet_loss_weight: float | tuple[float, ...] = 0.0
-    """weight of a coarse level's predicting as many bytes ahead as it compresses, per level"""
-    next_latent_loss_weight: float | tuple[float, ...] = 0.0
-    """weight of a level's predicting its own next output (arXiv 2511.05963), per level"""
-    num_rollouts: int = 1
-    """steps that the prediction of outputs goes ahead"""
-    quantizer_loss_weight: float | tuple[float, ...] = 0.0
-    """weight of a coarse level's predicting the random code of the bytes ahead (arXiv 2202.01855), per level"""
-    dropout: float = 0.0
-    """dropout after attention and feed-forward"""
-    rotary_xpos: bool = False
-    """let attention fade with distance as in arXiv 2212.10554"""
-    use_flash_attn: bool = True
-    """attention through PyTorch's fused kernels where they are faster; false takes the plain path, for reference"""
+
+    # Auxiliary losses. A weight of 0 builds nothing.
+    recon_loss_weight: float | tuple[float, ...] = per_level(0.0, NOT_NEGATIVE)
+    """weight of a coarse level's reconstruction of the bytes it compressed, per level"""
+    prophet_loss_weight: float | tuple[float, ...] = per_level(0.0, NOT_NEGATIVE)
+    """weight of a coarse level's prediction of as many next bytes as it compresses, per level"""
+    next_latent_loss_weight: float | tuple[float, ...] = per_level(0.0, NOT_NEGATIVE)
+    """weight of a level's prediction of its own next output (arXiv 2511.05963), per level"""
+    num_rollouts: int = setting(1, at_least(1))
+    """how many outputs ahead the next-latent loss predicts"""
+    quantizer_loss_weight: float | tuple[float, ...] = per_level(0.0, NOT_NEGATIVE)
+    """weight of a coarse level's prediction of a random code of the next bytes (arXiv 2202.01855), per level"""
 
     def __post_init__(self):
-        for name, value in vars(self).items():
-            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)  # JSON gives lists
-        given, hierarchies = self.to_dict(), list(self.per_level("hierarchies"))
-        legal = all(is_number(c, 1, int) and c.bit_count() == 1 for c in hierarchies)
-        distinct = len(set(hierarchies)) == len(hierarchies) > 0
-        require(given, hierarchies=(legal and distinct, "one or more distinct powers of two"))
+        for name, value in self.to_dict().items():
+            if isinstance(value, list):  # as JSON and YAML have it
+                object.__setattr__(self, name, tuple(value))
+        self._check_hierarchies()
+        self._check_values()
+        self._check_combinations()
 
-        each = f"one for all or one for each of the {len(hierarchies)} hierarchies {hierarchies}"
-        checks, least = {}, max(hierarchies)
-        for name, (allowed, is_legal) in PER_LEVEL.items():
-            values = self.per_level(name)
-            fits = len(values) == len(hierarchies) and all(map(is_legal, values, hierarchies))
-            checks[name] = fits, f"{allowed}; {each}"
-        checks["seq_len"] = is_number(self.seq_len, least, int), f"at least the largest compression, {least}"
-        for name, low in {"ngrams": 2, "matches": 2, "word_matches": 0}.items():
-            checks[name] = is_increasing(given[name], low), f"a list of increasing whole numbers from {low}, or []"
-        for name, low in {"num_tokens": 2, "ngram_rows": 1, "match_places": 1, "num_rollouts": 1}.items():
-            checks[name] = is_number(given[name], low, int), f"at least {low}"
-        checks["predict_hierarchy"] = self.predict_hierarchy in (None, *hierarchies), f"null or one of {hierarchies}"
-        checks |= {n: (is_number(given[n], 0) and given[n] < 1, "0 to below 1") for n in ("dropout", "ngram_dropout")}
-        require(given, **checks)  # each by itself, and now beside one another
+    def _check_hierarchies(self) -> None:
+        """First, because every per-level setting needs the number of levels."""
+        compressions = self.per_level("hierarchies")
+        legal = all(is_number(compression, 1, int) for compression in compressions)
+        distinct = len(set(compressions)) == len(compressions) > 0
+        require(self.to_dict(), hierarchies=(legal and distinct, "one or more distinct whole numbers, each at least 1"))
 
-        most = ", ".join(f"{self.seq_len // c} at {c}x" for c in hierarchies)
-        within = all((level.window_sizes or 0) <= self.seq_len // level.compression for level in self.levels)
-        checks["window_sizes"] = within, f"null, or 0 to seq_len / compression = {most}"
-        checks["attn_depth"] = all(x.depth >= (x.attn_depth or 1) for x in self.levels), f"null, or 1 to {self.depth}"
-        checks["kv_heads"] = all(x.heads % x.kv_heads == 0 for x in self.levels), f"divisors of heads = {self.heads}"
-        every_byte = any(level.stride == 1 for level in self.levels if level.predicts)
-        checks["hierarchical_stride"] = every_byte, "a predicting level of stride 1, for each byte to be predicted"
-        require(given, **checks)
+    def _check_values(self) -> None:
+        """Each setting by itself, against the check beside its field."""
+        compressions = self.per_level("hierarchies")
+        how_many = f"one for all or one for each of the {len(compressions)} hierarchies {list(compressions)}"
+        checks = {}
+        for each in fields(self):
+            check = each.metadata["check"]
+            if each.metadata["per_level"]:
+                values = self.per_level(each.name)
+                fits = len(values) == len(compressions) and all(map(check.fits, values))
+                checks[each.name] = fits, f"{check.allowed}; {how_many}"
+            else:
+                checks[each.name] = check.fits(getattr(self, each.name)), check.allowed
+
+        longest = max(compressions)
+        checks["seq_len"] = is_number(self.seq_len, longest, int), f"at least the largest compression, {longest}"
+        known = self.predict_hierarchy is None or self.predict_hierarchy in compressions
+        checks["predict_hierarchy"] = known, f"null or one of {list(compressions)}"
+        require(self.to_dict(), **checks)
+
+    def _check_combinations(self) -> None:
+        """Settings against one another, once each is known to be legal by itself."""
+        compressions = self.per_level("hierarchies")
+
+        strides = self.per_level("hierarchical_stride")
+        divides = all(c % s == 0 for c, s in zip(compressions, strides, strict=True))
+        require(self.to_dict(), hierarchical_stride=(divides, f"divisors of the compressions, {list(compressions)}"))
+        predicts_each_byte = any(level.stride == 1 for level in self.levels if level.predicts)
+
+        head_counts = zip(self.per_level("heads"), self.per_level("kv_heads"), strict=True)
+        shared_evenly = all(kv_heads is None or heads % kv_heads == 0 for heads, kv_heads in head_counts)
+
+        depths = zip(self.per_level("depth"), self.per_level("attn_depth"), strict=True)
+        attention_fits = all(attn_depth is None or attn_depth <= depth for depth, attn_depth in depths)
+
+        windows = zip(self.per_level("window_sizes"), compressions, strict=True)
+        window_fits = all(window is None or window <= self.seq_len // c for window, c in windows)
+        most = ", ".join(f"{self.seq_len // c} at {c}x" for c in compressions)
+
+        wide_enough = self.attention != "flex" or min(self.per_level("dim_head")) >= 16
+
+        require(
+            self.to_dict(),
+            hierarchical_stride=(predicts_each_byte, "a stride of 1 on a predicting level, to predict every byte"),
+            kv_heads=(shared_evenly, f"divisors of heads = {self.heads}"),
+            attn_depth=(attention_fits, f"null, or 1 to {self.depth}"),
+            window_sizes=(window_fits, f"null, or 0 to seq_len / compression = {most}"),
+            attention=(wide_enough, f"with heads narrower than 16, dim_head = {self.dim_head}: any other backend"),
+        )
 
     def per_level(self, name: str) -> tuple:
-        """An argument's value for each level."""
-        unset = name == "hierarchical_stride" and self.hierarchical_stride is None
-        value = self.hierarchies if unset else getattr(self, name)
+        """The values of a setting, one for each level."""
+        value = getattr(self, name)
+        if name == "hierarchical_stride" and value is None:
+            value = self.hierarchies
+        if isinstance(value, tuple):
+            return value
         levels = len(self.hierarchies) if isinstance(self.hierarchies, tuple) else 1
-        return value if isinstance(value, tuple) else (value,) * levels
+        return (value,) * levels
 
     @property
+    def embedding_dim(self) -> int:
+        """Width of the embedding of each byte."""
+        if self.embed_dim is not None:
+            return self.embed_dim
+        compressions = self.per_level("hierarchies")
+        finest = compressions.index(min(compressions))
+        return self.per_level("dim")[finest]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model: those of its deepest level."""
+        return max(self.per_level("depth"))
+
+    @cached_property
     def levels(self) -> tuple[LevelConfig, ...]:
-        """The levels, one object each. A level without a window sees the outputs of the last `seq_len` bytes."""
-        levels, layers, hierarchies = [], max(self.per_level("depth")), self.per_level("hierarchies")
-        for i, c in enumerate(hierarchies):
-            level = LevelConfig(compression=c, **{name: self.per_level(name)[i] for name in PER_LEVEL})
-            level.stride, level.chains = level.hierarchical_stride, c // level.hierarchical_stride
-            level.layers = [k for k in range(layers) if (k + 1) * level.depth // layers > k * level.depth // layers]
-            level.window = ceil(self.seq_len / c) if level.window_sizes is None else level.window_sizes
-            level.attending = level.layers[-(level.attn_depth or level.depth) :] if level.window else []
-            level.kv_heads = level.kv_heads or level.heads
-            chosen = c == (self.predict_hierarchy or min(hierarchies))
-            level.predicts, level.merged = chosen or self.predict_use_all_hierarchy, chosen or self.hierarchy_merge_all
-            levels.append(level)
-        return tuple(levels)
+        """The levels, in the order of `hierarchies`."""
+        return tuple(self._level(i) for i in range(len(self.per_level("hierarchies"))))
+
+    def _level(self, i: int) -> LevelConfig:
+        own = {each.name: self.per_level(each.name)[i] for each in fields(self) if each.metadata["per_level"]}
+        compressions = self.per_level("hierarchies")
+        compression = compressions[i]
+
+        # A level with a smaller depth skips layers, evenly spaced, and always runs in the last one.
+        depth = own["depth"]
+        layers = tuple(
+            k for k in range(self.num_layers) if (k + 1) * depth // self.num_layers > k * depth // self.num_layers
+        )
+
+        # Without a window a level sees the outputs of the last seq_len bytes.
+        window = own["window_sizes"]
+        if window is None:
+            window = ceil(self.seq_len / compression)
+        attention_depth = depth if own["attn_depth"] is None else own["attn_depth"]
+        attention_layers = layers[-attention_depth:] if window > 0 else ()
+
+        predicting = min(compressions) if self.predict_hierarchy is None else self.predict_hierarchy
+        return LevelConfig(
+            compression=compression,
+            segments=FixedStride(own["hierarchical_stride"]),
+            dim=own["dim"],
+            layers=layers,
+            attention_layers=attention_layers,
+            window=window,
+            dim_head=own["dim_head"],
+            heads=own["heads"],
+            kv_heads=own["heads"] if own["kv_heads"] is None else own["kv_heads"],
+            ff_mult=own["ff_mult"],
+            compress_type=own["compress_type"],
+            compress_mult=own["compress_mult"],
+            predicts=compression == predicting or self.predict_use_all_hierarchy,
+            is_merge_target=compression == predicting or self.hierarchy_merge_all,
+            loss_weights={name: own[option] for name, option in LOSS_WEIGHTS.items()},
+        )
 
     def to_dict(self) -> dict:
-        """Plain JSON values, one for each argument."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-
-
-PER_LEVEL |= {n: ("0 or above", lambda v, c: is_number(v, 0)) for n in vars(ModelConfig) if n.endswith("_loss_weight")}
+        """Plain JSON values, one for each setting."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}

@@ -1,5 +1,6 @@
-"""Losses beside the next byte's cross-entropy, each a module of one level that exists only if its weight is not 0."""
+"""Auxiliary losses: each is a module of one level, which exists only if its weight is not 0."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -9,108 +10,179 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import LevelConfig, ModelConfig
+from model.typed import TypedModuleDict
 
 
 class Losses(NamedTuple):
-    """Detached scalars, unweighted, summed over levels, or None; `by_level` has each one's part, "next_latent/4x"."""
+    """The parts of a loss, as detached scalars without their weights.
+
+    Auxiliary losses are summed over levels, or None if no level has them. `by_level` has each part of such a sum, under
+    a name such as "next_latent/4x".
+    """
 
     cross_entropy: Tensor
+    """nats per byte"""
     reconstruction: Tensor | None = None
+    """nats per byte"""
     prophet: Tensor | None = None
+    """nats per byte"""
     next_latent: Tensor | None = None
+    """no unit"""
     quantizer: Tensor | None = None
-    by_level: dict[str, Tensor] = {}  # noqa: RUF012, of a named tuple, which is given one
+    """nats per code"""
+    by_level: dict[str, Tensor] = {}  # noqa: RUF012, a named tuple whose value is always given
 
 
-def chunks(ids: Tensor, level: LevelConfig, ahead: bool) -> Tensor:
-    """Of bytes (b n), the c behind each output, ks - c + 1 … ks, or, of the bytes one later, the c ahead of it,
-    ks + 1 … ks + c: (b ⌈n/s⌉ c), with -1 where there is none."""
-    others = level.compression - 1
-    return F.pad(ids, (0, others) if ahead else (others, 0), value=-1).unfold(1, level.compression, level.stride)
+class AuxiliaryLoss(nn.Module):
+    """A scalar loss of one level's outputs.
 
+    `forward` takes the level's normed outputs (b k d), the bytes (b n), the labels (b n), which are the bytes one
+    later, and the embeddings of the bytes (b n d_in), without n-grams and matches.
+    """
 
-class Chunks(nn.Module):
-    """Cross-entropy of c bytes read off each output: those behind it (reconstruction), or ahead (prophet)."""
-
-    def __init__(self, level: LevelConfig, num_tokens: int, dim_in: int, ahead: bool):
+    def __init__(self, level: LevelConfig, weight: float):
         super().__init__()
-        self.level, self.ahead = level, ahead
+        self.level = level
+        self.weight = weight
+
+    def forward(self, outputs: Tensor, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+def bytes_behind(ids: Tensor, level: LevelConfig) -> Tensor:
+    """The c bytes that each of a level's outputs compressed: ids (b n) -> (b k c), -1 before the first byte."""
+    before = level.compression - 1
+    return level.segments.windows(F.pad(ids, (before, 0), value=-1), level.compression)
+
+
+def bytes_ahead(labels: Tensor, level: LevelConfig) -> Tensor:
+    """The c bytes after each of a level's outputs: labels (b n) -> (b k c), -1 after the last byte."""
+    after = level.compression - 1
+    return level.segments.windows(F.pad(labels, (0, after), value=-1), level.compression)
+
+
+class ByteLoss(AuxiliaryLoss):
+    """Cross-entropy of c bytes read from each output: those behind it (reconstruction) or ahead of it (prophet)."""
+
+    def __init__(self, level: LevelConfig, weight: float, num_tokens: int, dim_in: int, ahead: bool):
+        super().__init__(level, weight)
+        self.ahead = ahead
         self.to_logits = nn.Linear(level.dim, level.compression * num_tokens, bias=False)
 
-    def forward(self, embeds: Tensor, ids: Tensor, labels: Tensor, x: Tensor) -> Tensor:
-        targets = rearrange(chunks(labels if self.ahead else ids, self.level, self.ahead), "b k c -> (b k c)")
-        logits = rearrange(self.to_logits(embeds), "b k (c v) -> (b k c) v", c=self.level.compression)
+    def forward(self, outputs: Tensor, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
+        targets = bytes_ahead(labels, self.level) if self.ahead else bytes_behind(ids, self.level)
+        targets = rearrange(targets, "b k c -> (b k c)")
+        logits = rearrange(self.to_logits(outputs), "b k (c v) -> (b k c) v", c=self.level.compression)
         return F.cross_entropy(logits.float(), targets, ignore_index=-1)
 
 
-class NextLatent(nn.Module):
-    """A level predicts its own next outputs from the current one and summaries of the bytes between (arXiv 2511.05963).
-    A summary is the mean of the embeddings behind an output, detached, as are the targets. Each of `rollouts` steps
-    goes on from what the step before predicted, and counts for less the more those before it erred.
+class NextLatent(AuxiliaryLoss):
+    """A level predicts its own next outputs (arXiv 2511.05963).
+
+    Each step predicts one output ahead, from the current one and a summary of the bytes in between, the mean of their
+    embeddings. Targets and summaries are detached. Of several rollouts, each continues from the prediction of the one
+    before, and counts less the larger the error accumulated before it.
     """
 
-    def __init__(self, level: LevelConfig, num_tokens: int, dim_in: int, rollouts: int = 1):
-        super().__init__()
-        self.level, self.rollouts, dim = level, rollouts, level.dim
+    def __init__(self, level: LevelConfig, weight: float, num_tokens: int, dim_in: int, rollouts: int = 1):
+        super().__init__(level, weight)
+        self.rollouts = rollouts
+        dim = level.dim
         self.summarize = nn.Linear(dim_in, dim) if dim_in != dim else nn.Identity()
-        first, second = nn.Linear(2 * dim, dim), nn.Linear(dim, dim)
-        self.hidden = nn.Sequential(nn.LayerNorm(2 * dim), first, nn.GELU(), second, nn.GELU())
+        self.hidden = nn.Sequential(
+            nn.LayerNorm(2 * dim),
+            nn.Linear(2 * dim, dim),
+            nn.GELU(),
+            nn.Linear(dim, dim),
+            nn.GELU(),
+        )
         self.to_out = nn.Linear(dim, dim)
 
-    def forward(self, embeds: Tensor, ids: Tensor, labels: Tensor, x: Tensor) -> Tensor:
-        c, outputs = self.level.compression, embeds.shape[1] - self.rollouts
-        if outputs < 1:
-            return embeds.sum() * 0.0
-        behind = F.pad(x.detach(), (0, 0, c - 1, 0)).unfold(1, c, self.level.stride)
-        exist = (chunks(ids, self.level, ahead=False) >= 0).sum(dim=-1, keepdim=True)
-        summaries = self.summarize(behind.sum(dim=-1) / exist)
-        latent, loss, erred = embeds[:, :outputs], embeds.new_zeros(()), embeds.new_zeros(())
+    def forward(self, outputs: Tensor, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
+        count = outputs.shape[1] - self.rollouts
+        if count < 1:
+            return outputs.sum() * 0.0  # the sequence is too short; the sum keeps the graph
+
+        summaries = self.summarize(self.mean_of_bytes_behind(ids, byte_embeddings.detach()))
+        latent = outputs[:, :count]
+        loss = outputs.new_zeros(())
+        accumulated_error = outputs.new_zeros(())
         for step in range(1, self.rollouts + 1):
-            ahead = slice(step, step + outputs)
+            ahead = slice(step, step + count)
             latent = latent + self.to_out(self.hidden(torch.cat((latent, summaries[:, ahead]), dim=-1)))
-            target = embeds[:, ahead].detach().float()
-            square = F.mse_loss(latent.float(), target, reduction="none").mean(dim=-1)
-            error = 0.1 * square + 0.9 * (1 - F.cosine_similarity(latent.float(), target, dim=-1))
-            loss = loss + (error * torch.exp(-erred)).mean() / self.rollouts
-            erred = erred + error.detach()
+            error = self.error(latent.float(), outputs[:, ahead].detach().float())
+            loss = loss + (error * torch.exp(-accumulated_error)).mean() / self.rollouts
+            accumulated_error = accumulated_error + error.detach()
         return loss
 
+    def mean_of_bytes_behind(self, ids: Tensor, x: Tensor) -> Tensor:
+        """Mean of the embeddings x (b n d_in) of the bytes that each output compressed: (b k d_in)."""
+        before = self.level.compression - 1
+        behind = self.level.segments.windows(F.pad(x, (0, 0, before, 0)), self.level.compression)
+        exist = (bytes_behind(ids, self.level) >= 0).sum(dim=-1, keepdim=True)
+        return behind.sum(dim=-1) / exist
 
-class Quantizer(nn.Module):
-    """A level predicts the code of the c bytes ahead, in a codebook of random projections that never learns (BEST-RQ,
-    arXiv 2202.01855). Chunks that the sequence cuts off do not count."""
+    @staticmethod
+    def error(latent: Tensor, target: Tensor) -> Tensor:
+        """A tenth mean squared error, nine tenths cosine distance: (b k d) -> (b k)."""
+        squared = F.mse_loss(latent, target, reduction="none").mean(dim=-1)
+        return 0.1 * squared + 0.9 * (1 - F.cosine_similarity(latent, target, dim=-1))
 
-    CODES, CODE_DIM = 256, 16
 
-    def __init__(self, level: LevelConfig, num_tokens: int, dim_in: int):
-        super().__init__()
-        self.level = level
+class Quantizer(AuxiliaryLoss):
+    """A level predicts the code of the c bytes ahead in a random codebook (BEST-RQ, arXiv 2202.01855).
+
+    The codebook never learns. Chunks that the end of the sequence cuts off do not count.
+    """
+
+    CODES = 256
+    CODE_DIM = 16
+
+    projection: Tensor
+    codebook: Tensor
+
+    def __init__(self, level: LevelConfig, weight: float, num_tokens: int, dim_in: int):
+        super().__init__(level, weight)
         self.register_buffer("projection", torch.randn(level.compression, num_tokens, self.CODE_DIM))
         self.register_buffer("codebook", F.normalize(torch.randn(self.CODES, self.CODE_DIM), dim=-1))
         self.to_logits = nn.Linear(level.dim, self.CODES, bias=False)
 
-    def forward(self, embeds: Tensor, ids: Tensor, labels: Tensor, x: Tensor) -> Tensor:
-        ahead = chunks(labels, self.level, ahead=True)
-        projected = self.projection[torch.arange(ahead.shape[-1], device=ahead.device), ahead.clamp(min=0)].sum(dim=-2)
-        nearest = (projected @ self.codebook.T).argmax(dim=-1).masked_fill((ahead < 0).any(dim=-1), -1)
-        logits, codes = rearrange(self.to_logits(embeds), "b k v -> (b k) v"), rearrange(nearest, "b k -> (b k)")
+    def forward(self, outputs: Tensor, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
+        ahead = bytes_ahead(labels, self.level)
+        cut_off = (ahead < 0).any(dim=-1)
+        codes = rearrange(self.codes(ahead.clamp(min=0)).masked_fill(cut_off, -1), "b k -> (b k)")
+        logits = rearrange(self.to_logits(outputs), "b k v -> (b k) v")
         total = F.cross_entropy(logits.float(), codes, ignore_index=-1, reduction="sum")
         return total / (codes >= 0).sum().clamp(min=1)
 
+    def codes(self, chunks: Tensor) -> Tensor:
+        """The nearest code of each chunk of bytes (b k c): (b k). Each byte adds a random vector of its place."""
+        places = torch.arange(chunks.shape[-1], device=chunks.device)
+        projected = self.projection[places, chunks].sum(dim=-2)
+        return (projected @ self.codebook.T).argmax(dim=-1)
 
-def build_losses(config: ModelConfig, dim_in: int) -> nn.ModuleDict:
-    """Modules by name and level, where they have a weight; NextLatent alone says something about a level of 1x."""
-    builders = {
-        "reconstruction": ("recon_loss_weight", partial(Chunks, ahead=False)),
-        "prophet": ("prophet_loss_weight", partial(Chunks, ahead=True)),
-        "next_latent": ("next_latent_loss_weight", partial(NextLatent, rollouts=config.num_rollouts)),
-        "quantizer": ("quantizer_loss_weight", Quantizer),
-    }
+
+# The builder of each loss, by its name in `Losses`: builder(level, weight, num_tokens, dim_in) -> AuxiliaryLoss. The
+# weight of each is a setting of `ModelConfig`, named in `LOSS_WEIGHTS` of model/config.py.
+BUILDERS: dict[str, Callable[..., AuxiliaryLoss]] = {
+    "reconstruction": partial(ByteLoss, ahead=False),
+    "prophet": partial(ByteLoss, ahead=True),
+    "next_latent": NextLatent,
+    "quantizer": Quantizer,
+}
+FOR_EVERY_LEVEL = {"next_latent"}  # the others say nothing new about a level that compresses nothing
+
+
+def build_losses(config: ModelConfig) -> "TypedModuleDict[TypedModuleDict[AuxiliaryLoss]]":
+    """The losses that have a weight, by name, then by level."""
     losses = {}
-    for name, (argument, build) in builders.items():
+    for name, build in BUILDERS.items():
+        options = {"rollouts": config.num_rollouts} if name == "next_latent" else {}
+        modules = {}
         for i, level in enumerate(config.levels):
-            if getattr(level, argument) > 0 and (level.compression > 1 or name == "next_latent"):
-                module = build(level, config.num_tokens, dim_in)
-                module.loss_weight = getattr(level, argument)
-                losses.setdefault(name, nn.ModuleDict())[str(i)] = module
-    return nn.ModuleDict(losses)
+            weight = level.loss_weights[name]
+            if weight > 0 and (level.compression > 1 or name in FOR_EVERY_LEVEL):
+                modules[str(i)] = build(level, weight, config.num_tokens, config.embedding_dim, **options)
+        if modules:
+            losses[name] = TypedModuleDict(modules)
+    return TypedModuleDict(losses)

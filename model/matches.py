@@ -1,10 +1,11 @@
-"""What the bytes just seen say of the next one, by what followed the last times: a byte for each place looked up.
+"""A match model: which byte followed the same context the last times it occurred.
 
-It is the match model of compressors such as lpaq (https://mattmahoney.net/dc/#lpaq), with whole words as contexts, too
-(https://mattmahoney.net/dc/dce.html), or an n-gram head (arXiv 2401.12973) that looks at its latest matches.
+It is the match model of compressors such as lpaq (https://mattmahoney.net/dc/#lpaq), here with whole words as contexts
+too (https://mattmahoney.net/dc/dce.html), or an n-gram head (arXiv 2401.12973) that looks at its latest matches.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,83 +14,131 @@ from torch import Tensor
 
 from model.ngrams import FACTOR, MIX, ngram_hashes
 
-INVERSE = pow(FACTOR, -1, 1 << 64) - (1 << 64)  # of the factor among 64-bit integers, which wrap around
+INVERSE = pow(FACTOR, -1, 1 << 64) - (1 << 64)  # FACTOR · INVERSE = 1 in 64-bit integers, which wrap around
 
 
-def matches(
-    ids: Tensor, orders: tuple[int, ...], words: tuple[int, ...], places: int, reach: int | Tensor, last: int
+class Context(NamedTuple):
+    """The context of each byte: a hash of it, and the index of the first byte that it depends on, both (b n)."""
+
+    hashed: Tensor
+    start: Tensor
+
+
+def find_matches(
+    ids: Tensor,
+    orders: tuple[int, ...],
+    word_counts: tuple[int, ...],
+    per_context: int,
+    max_distance: int | Tensor,
+    last: int,
 ) -> Tensor:
-    """What followed where the context of each of the `last` of ids (b n) stood before, as 1 + the byte, 0 where it did
-    not: int64 (b last k), for each context in turn `places` of them, the latest first.
+    """For each of the last bytes of ids, 1 + the byte that followed the latest earlier occurrences of its contexts.
 
-    Contexts are n-grams, for each of `orders`, and numbers of whole words before the present one, for
-    each of `words`. All of one, and what parts it from what comes before it, lies within the last `reach` bytes, which
-    alone count.
+    Returns int64 (b last contexts·per_context), 0 where there was no such occurrence. The occurrences of one context
+    are neighbours, the latest first.
+
+    The simple version, for one context and byte t: go back from t - 1 to the first byte within `max_distance`, and
+    whenever the context that ends there equals the one that ends at t, take the byte after it.
+
+    Args:
+        ids: bytes (b n).
+        orders: contexts of so many bytes, the current one included.
+        word_counts: contexts of the current word and so many whole words before it.
+        per_context: how many earlier occurrences are looked up.
+        max_distance: bytes within which all of an earlier context must begin.
+        last: how many bytes, from the end, are looked up.
     """
-    contexts = [*ngram_contexts(ids, orders), *word_contexts(ids, words)]
+    contexts = [*ngram_contexts(ids, orders), *word_contexts(ids, word_counts)]
     if not contexts:
         return ids.new_zeros(len(ids), last, 0)
-    hashed, first = (torch.stack(each, dim=1) for each in zip(*contexts, strict=True))  # (b contexts n)
-    latest, n = (latest_of_last if last == 1 else latest_of_all), ids.shape[1]
-    following = (1 + F.pad(ids[:, 1:], (0, 1))).unsqueeze(1).expand_as(hashed)
-    edge = (torch.arange(n - last, n, device=ids.device) - reach).clamp(min=-1)  # the last byte out of reach
+    hashed = torch.stack([context.hashed for context in contexts], dim=1)  # (b contexts n)
+    start = torch.stack([context.start for context in contexts], dim=1)
+
+    n = ids.shape[1]
+    next_byte = 1 + F.pad(ids[:, 1:], (0, 1))
+    next_byte = next_byte.unsqueeze(1).expand_as(hashed)
+    too_far = (torch.arange(n - last, n, device=ids.device) - max_distance).clamp(min=-1)  # the last byte out of reach
+
+    earlier_occurrences = occurrences_of_last if last == 1 else occurrences_of_all
     found = []
-    for index in (index[..., -last:] for index in latest(hashed, places)):
-        within = at(first, index, -1) > edge
-        found.append(at(following, index.where(within, -1), 0))
-    return rearrange(found, "place b context n -> b n (context place)")
+    for index in earlier_occurrences(hashed, per_context):
+        index = index[..., -last:]
+        within_reach = gather_or(start, index, default=-1) > too_far
+        index = index.where(within_reach, -1)
+        found.append(gather_or(next_byte, index, default=0))
+    return rearrange(found, "occurrence b context n -> b n (context occurrence)")
 
 
-def at(t: Tensor, index: Tensor, otherwise: int) -> Tensor:
-    """Values of t (… n) at index (… m), and another where it is below 0."""
-    return torch.where(index >= 0, t.gather(-1, index.clamp(min=0)), otherwise)
+def gather_or(t: Tensor, index: Tensor, default: int) -> Tensor:
+    """Values of t (… n) at index (… m), or the default where the index is negative."""
+    return torch.where(index >= 0, t.gather(-1, index.clamp(min=0)), default)
 
 
-def latest_of_all(hashed: Tensor, places: int) -> Iterator[Tensor]:
-    """Where each of hashed (… n) last stood before, then the time before, and so on: (… n), below 0 if nowhere."""
+def occurrences_of_all(hashed: Tensor, count: int) -> Iterator[Tensor]:
+    """Index of the latest earlier occurrence of each of hashed (… n), then of the one before it, and so on.
+
+    Each result is (… n), negative where there is none. A stable sort brings equal hashes together in their order, so
+    the k-th earlier occurrence of an entry is k places before it in the sorted list.
+    """
     ordered, index = hashed.sort(dim=-1, stable=True)
-    for k in range(1, places + 1):
-        before = torch.where(ordered[..., k:] == ordered[..., :-k], index[..., :-k], -1)
-        before = F.pad(before, (k, 0), value=-1)[..., : hashed.shape[-1]]
-        yield torch.empty_like(index).scatter_(-1, index, before)  # back in time's order
+    for k in range(1, count + 1):
+        earlier = torch.where(ordered[..., k:] == ordered[..., :-k], index[..., :-k], -1)
+        earlier = F.pad(earlier, (k, 0), value=-1)[..., : hashed.shape[-1]]
+        yield torch.empty_like(index).scatter_(-1, index, earlier)  # from sorted order back to the text's
 
 
-def latest_of_last(hashed: Tensor, places: int) -> Iterator[Tensor]:
-    """The same of the last of hashed alone, (… 1), without a sort."""
-    alike = F.pad(hashed[..., :-1] == hashed[..., -1:], (1, 0)) * torch.arange(hashed.shape[-1], device=hashed.device)
-    for _ in range(places):
-        yield (best := alike.amax(dim=-1, keepdim=True)) - 1
-        alike = alike.masked_fill(alike == best, 0)
+def occurrences_of_last(hashed: Tensor, count: int) -> Iterator[Tensor]:
+    """The same for the last entry alone, (… 1), without a sort."""
+    one_based = torch.arange(hashed.shape[-1], device=hashed.device)
+    equal = F.pad(hashed[..., :-1] == hashed[..., -1:], (1, 0)) * one_based  # 1 + the index of each occurrence, else 0
+    for _ in range(count):
+        latest = equal.amax(dim=-1, keepdim=True)
+        yield latest - 1
+        equal = equal.masked_fill(equal == latest, 0)
 
 
-def ngram_contexts(ids: Tensor, orders: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each of `orders`, a hash of the n-gram that ends at each of ids (b n), and its first place: two of (b n)."""
+def ngram_contexts(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Context]:
+    """For each of `orders`, the n-gram that ends at each of ids (b n)."""
     place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     for order, hashed in zip(orders, ngram_hashes(ids, orders), strict=True):
-        yield hashed, place - (order - 1)
+        yield Context(hashed, place - (order - 1))
 
 
-def word_contexts(ids: Tensor, words: tuple[int, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-    """For each of `words`, a hash of the word up to each of ids (b n) and of so many before it, and the place of what
-    comes before the first of them, below 0 if there are not so many: two of (b n).
+def word_contexts(ids: Tensor, word_counts: tuple[int, ...]) -> Iterator[Context]:
+    """For each of `word_counts`, the current word up to each of ids (b n), and so many whole words before it.
 
-    Words are runs of letters, in ASCII without case, and of bytes from 128. Between two of them the present one is the
-    byte itself; what else parts words does not count.
+    Words are runs of ASCII letters, in either case, and bytes from 128 up. Between words, the current word is the byte
+    itself. What separates words does not count. A context starts at the byte before its first word, or at -1 if there
+    are fewer words.
+
+    The hash of a word is the polynomial Σ letter_i · FACTOR^i over its letters, i from 1. The simple version computes
+    it word by word. Here one cumulative sum over the text gives it at every byte: subtract the sum up to the gap before
+    the word, and divide by FACTOR to the power of the gap's place, so that a word has the same hash wherever it is.
     """
-    if not words:
+    if not word_counts:
         return
+
+    # Lower-case letters, and for each byte the latest gap and the latest letter up to it.
     lower = torch.where((ids >= ord("A")) & (ids <= ord("Z")), ids + 32, ids).long()
-    letter = (lower >= ord("a")) & (lower <= ord("z")) | (lower >= 128)
+    is_letter = (lower >= ord("a")) & (lower <= ord("z")) | (lower >= 128)
     place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    gap = torch.where(letter, -1, place).cummax(dim=1).values  # where the latest byte that is none, up to each
-    end = torch.where(letter, place, -1).cummax(dim=1).values  # where the latest letter
-    power, inverse = (torch.full_like(place, factor).cumprod(dim=1) for factor in (FACTOR, INVERSE))
-    sums = (torch.where(letter, lower, 0) * power).cumsum(dim=1)
-    spelled = (sums - at(sums, gap, 0)) * at(inverse, gap, 1)  # the same wherever the word stands
-    hashed, first, word = torch.where(letter, spelled, -lower - 1), gap, place
-    for count in range(max(words) + 1):
+    latest_gap = torch.where(is_letter, -1, place).cummax(dim=1).values
+    latest_letter = torch.where(is_letter, place, -1).cummax(dim=1).values
+
+    # The hash of the word so far.
+    powers = torch.full_like(place, FACTOR).cumprod(dim=1)
+    inverse_powers = torch.full_like(place, INVERSE).cumprod(dim=1)
+    sums = (torch.where(is_letter, lower, 0) * powers).cumsum(dim=1)
+    since_gap = sums - gather_or(sums, latest_gap, default=0)
+    word_hash = since_gap * gather_or(inverse_powers, latest_gap, default=1)
+
+    # Then one whole word after another is added, from the current one backwards.
+    hashed = torch.where(is_letter, word_hash, -lower - 1)
+    gap = latest_gap
+    for count in range(max(word_counts) + 1):
         if count > 0:
-            word = at(end, first, -1)  # its last letter
-            hashed, first = hashed * MIX + at(spelled, word, 0), at(gap, word, -1)
-        if count in words:
-            yield hashed, first
+            previous_word_end = gather_or(latest_letter, gap, default=-1)
+            hashed = hashed * MIX + gather_or(word_hash, previous_word_end, default=0)
+            gap = gather_or(latest_gap, previous_word_end, default=-1)
+        if count in word_counts:
+            yield Context(hashed, gap)

@@ -1,36 +1,43 @@
-"""What the bytes just seen say of the next one, by lookup: a row of a table for each n-gram, which goes by a hash, so
-that there is no vocabulary."""
+"""Hashes of the n-grams that end at each byte: rows of hash tables, without a vocabulary."""
 
 from collections.abc import Iterator
 
 import torch.nn.functional as F
 from torch import Tensor
 
-BITS = (1 << 31) - 1  # of a hash make a row, so that products with MIX fit into 64
-FACTOR, MIX = 1_000_003, 0x9E3779B1  # a prime, and 2³² over the golden ratio (Knuth, volume 3, 6.4)
+HASH_MASK = (1 << 31) - 1  # keeps 31 bits, so that a product with MIX fits into 64
+FACTOR = 1_000_003  # a prime
+MIX = 0x9E3779B1  # 2³² over the golden ratio (Knuth, The Art of Computer Programming, volume 3, 6.4)
 
 
 def ngram_hashes(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Tensor]:
-    """For each of `orders`, which increase from 2, a hash of the n-gram that ends at each of ids (b n): int64 (b n).
+    """For each of `orders`, a hash of the n-gram that ends at each of ids (b n): int64 (b n).
 
-    Bytes before the first are taken as zeros. Hash t depends on bytes t - order + 1 … t alone. It wraps around at 64
-    bits, so that of n-grams up to three bytes no two share one, and of longer ones hardly any two of a text.
+    Orders increase from 2. Bytes before the first count as zeros. Hash t depends on bytes t - order + 1 … t alone. It
+    wraps around at 64 bits: n-grams up to three bytes never collide, and longer ones hardly ever within a text.
     """
     hashed = ids.long()
     for order in range(2, max(orders, default=1) + 1):
-        byte = F.pad(ids, (order - 1, 0))[:, : ids.shape[1]]
-        hashed = hashed * FACTOR + byte + order
+        earlier = F.pad(ids, (order - 1, 0))[:, : ids.shape[1]]  # the byte order - 1 places before each
+        hashed = hashed * FACTOR + earlier + order
         if order in orders:
             yield hashed
 
 
-def ngram_rows(ids: Tensor, orders: tuple[int, ...], rows: int, last: int) -> Iterator[Tensor]:
-    """For each of `orders`, the row below `rows` of the n-gram that ends at each of the `last` of ids (b n): int64
-    (b last).
+def ngram_buckets(ids: Tensor, orders: tuple[int, ...], buckets: int, last: int) -> Iterator[Tensor]:
+    """For each of `orders`, the table row of the n-gram that ends at each of the last bytes of ids: int64 (b last).
 
     Distinct n-grams may share a row, as in BLT (arXiv 2412.09871).
+
+    Args:
+        ids: bytes (b n).
+        buckets: rows of a table.
+        last: how many bytes, from the end, get a row.
     """
-    for hashed in ngram_hashes(ids[:, -last - max(orders, default=1) :], orders):
-        hashed = hashed & BITS
-        mixed = ((hashed ^ hashed >> 15) * MIX) & BITS
-        yield ((mixed ^ mixed >> 16) % rows)[:, -last:]
+    recent = ids[:, -last - max(orders, default=1) :]
+    for hashed in ngram_hashes(recent, orders):
+        # Mix the bits twice, since neighbouring hashes differ in few of them.
+        hashed = hashed & HASH_MASK
+        mixed = ((hashed ^ hashed >> 15) * MIX) & HASH_MASK
+        mixed = mixed ^ mixed >> 16
+        yield (mixed % buckets)[:, -last:]

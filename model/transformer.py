@@ -1,159 +1,278 @@
-"""The hierarchical transformer: parallel levels of a byte stream, merged layer by layer to predict the next byte."""
+"""The hierarchical transformer: parallel levels of a byte stream, merged layer by layer to predict the next byte.
 
-from contextlib import redirect_stdout, suppress
-from pathlib import Path
+Notable features:
+- every level runs at its own rate, and only reads bytes that came before what it predicts
+- hashed n-grams and a match model are added to each byte's embedding
+- token shift, rotary positions, exact sliding windows, shared key heads
+- merges that compute each level's part at the level's own rate
+- a generation cache with which each byte costs the levels that end a unit there, and gives the logits of a full pass
+"""
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
-from huggingface_hub.errors import EntryNotFoundError
 from torch import Tensor, nn
 
-from model.block import XPOS_SCALE_BASE, Block, Cache, Rotary, after_past
+from model.attention import Attention, UnitPosition
+from model.block import Block, FeedForward, prepend_history
+from model.compress import Compress
 from model.config import LevelConfig, ModelConfig
+from model.embedding import ByteEmbedding
+from model.generation.cache import BlockCache, Cache, LevelCache, MergeCache
 from model.generation.sampling import generate, stream
-from model.levels import Compress, Merge, align
-from model.losses import Losses, build_losses
-from model.matches import matches
-from model.ngrams import ngram_rows
-from utils.checks import require
+from model.hub import HubModel
+from model.losses import Losses, NextLatent, build_losses
+from model.merge import Merge
+from model.rotary import XPOS_SCALE_BASE, Rotary
+from model.segments import FixedStride, align
+from model.typed import TypedModuleDict, TypedModuleList
+from utils.errors import Mistake, UserError
 
-LIBRARY, TAGS = "hierarchical-byte-transformer", ["byte-level", "hierarchical-transformer"]
-
-
-class Level(nn.Module):
-    """One level: its way in from the bytes' embeddings, and a block for each layer that it takes part in."""
-
-    def __init__(self, level: LevelConfig, config: ModelConfig, dim_in: int):
-        super().__init__()
-        self.chains, self.stride = level.chains, level.stride
-        self.compress, self.norm_in = Compress(dim_in, level), nn.LayerNorm(level.dim)
-        self.rotary = Rotary(level.heads, level.kv_heads, level.dim_head, config.rotary_xpos)
-        self.blocks = nn.ModuleDict({str(k): Block(level, config, k in level.attending) for k in level.layers})
-
-    def embed(self, x: Tensor, n: int, cache: Cache | None) -> tuple[Tensor, Tensor]:
-        """The last n of the embeddings x to tokens (b ⌈n/s⌉ d), and the rotary table of their positions."""
-        tokens = self.norm_in(self.compress(x, n).to(x.dtype))  # autocast must not lower the residual stream
-        positions = torch.arange(tokens.shape[1], device=x.device) + (cache.position // self.stride if cache else 0)
-        middle = ((cache.length // self.stride if cache else 0) + len(positions) // 2) // self.chains
-        origin = cache.setdefault(self, middle) if cache is not None else middle
-        if cache is not None and self.rotary.xpos and middle - origin > 8 * XPOS_SCALE_BASE:  # before scales overflow
-            fade = self.rotary.scale ** ((middle - origin) / XPOS_SCALE_BASE)
-            for ring in (ring for block in self.blocks.values() for ring in cache.get(block.attn, ())):
-                ring[0].mul_(fade)
-            cache[self] = origin = middle
-        return tokens, self.rotary(positions // self.chains, origin)
+EVERY_BYTE = FixedStride(1)
 
 
-class HierarchicalTransformer(nn.Module, PyTorchModelHubMixin, library_name=LIBRARY, license="mit", tags=TAGS):
-    """A causal language model over bytes on several time scales at once, with the fields of `ModelConfig` as keywords.
-    A ValueError names every argument that does not fit, what it got and what is allowed.
+class HierarchicalTransformer(nn.Module, HubModel):
+    """A causal language model over bytes on several time scales. Takes the fields of `ModelConfig` as keywords.
+
+    Raises:
+        UserError: a ValueError that names every argument that does not fit, its value, and what is allowed.
     """
 
-    card: str | None = None  # a README, if its maker wrote one: saved, loaded and pushed with the weights
-    generate, stream = generate, stream
+    generate = generate
+    stream = stream
 
-    def __init__(self, **kwargs):
+    def __init__(self, **settings):
         super().__init__()
-        self.config = config = ModelConfig(**kwargs)
-        self._hub_mixin_config = config.to_dict()  # what save_pretrained writes: every argument, defaults included
-        levels, self.dims, self.layers = config.levels, config.per_level("dim"), max(config.per_level("depth"))
-        self.targets = tuple(i for i, level in enumerate(levels) if level.merged)
-        self.heads = tuple(i for i, level in enumerate(levels) if level.predicts)
+        config = ModelConfig(**settings)
+        levels = config.levels
+        self.config = config
+        self._hub_mixin_config = config.to_dict()  # what save_pretrained writes, defaults included
 
-        self.token_emb = nn.Embedding(config.num_tokens, max(self.dims))
-        self.ngram_embs = nn.ModuleList(nn.Embedding(config.ngram_rows, max(self.dims)) for _ in config.ngrams)
-        rows = config.match_places * len(config.matches + config.word_matches) * (1 + config.num_tokens)
-        self.match_emb = nn.EmbeddingBag(rows, max(self.dims), mode="sum") if rows else None  # of tables in a row
-        self.ngram_dropout = nn.Dropout1d(config.ngram_dropout)  # of whole embeddings
-        self.levels = nn.ModuleList(Level(level, config, max(self.dims)) for level in levels)
-        heard = {k - 1 for i in self.targets for k in levels[i].layers} | {self.layers - 1} if levels[1:] else {}
-        self.merges = nn.ModuleDict({str(k): Merge(levels, self.targets) for k in range(self.layers) if k in heard})
-        self.to_logits = nn.Linear(sum(self.dims[i] for i in self.heads), config.num_tokens, bias=False)
-        self.losses = build_losses(config, max(self.dims))
-        read = {*map(str, self.heads), *(i for modules in self.losses.values() for i in modules)}
-        self.norms = nn.ModuleDict({i: nn.LayerNorm(self.dims[int(i)]) for i in sorted(read)})  # only what is read
+        self.predicting_levels = tuple(i for i, level in enumerate(levels) if level.predicts)
+        self.merge_targets = tuple(i for i, level in enumerate(levels) if level.is_merge_target)
 
-        # Linear maps keep the scale of their input, embeddings start small, additions to a residual stream at zero.
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding | nn.EmbeddingBag):
-                nn.init.normal_(module.weight, std=0.02)
-            elif isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
-                if name.endswith("to_out"):
-                    nn.init.zeros_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.embedding = ByteEmbedding(config)
+        self.levels = TypedModuleList(Level(level, config) for level in levels)
+        self.merges = TypedModuleDict({str(k): Merge(levels, self.merge_targets) for k in self.merge_layers()})
+        dim_out = sum(levels[i].dim for i in self.predicting_levels)
+        self.to_logits = nn.Linear(dim_out, config.num_tokens, bias=False)
+        self.losses = build_losses(config)
+        self.norms = TypedModuleDict({str(i): nn.LayerNorm(levels[i].dim) for i in self.levels_with_readers()})
+        init_weights(self)
+
+    def merge_layers(self) -> list[int]:
+        """Layers after which levels are merged: before each layer of a level that is merged into, and at the end."""
+        if len(self.levels) == 1:
+            return []
+        layers = {self.config.num_layers - 1}
+        for i in self.merge_targets:
+            layers |= {layer - 1 for layer in self.levels[i].layers if layer > 0}
+        return sorted(layers)
+
+    def levels_with_readers(self) -> list[int]:
+        """Levels whose final outputs are read, by the logits or by a loss."""
+        readers = set(self.predicting_levels)
+        for modules in self.losses.values():
+            readers |= {int(i) for i in modules}
+        return sorted(readers)
 
     def forward(self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None) -> Tensor | tuple:
-        """Logits of the byte after each of ids (b n): (b n num_tokens), where n may be any length.
+        """Logits of the byte after each of ids: (b n) -> (b n num_tokens), for any n.
 
-        With `return_loss`, the last n of ids (b n+1) are predicted: the weighted sum of losses, and each as `Losses`.
-        With a cache, the first call may bring any number of bytes, each later one brings one, as in one full pass.
+        Args:
+            return_loss: predict the last n of ids (b n+1) from the first n; returns the weighted sum of all losses, and
+                the parts of it as `Losses`.
+            cache: continue after the bytes that it has read. Its first call takes any number of bytes, each later call
+                one byte a row. Logits are those of one full pass.
+
+        Raises:
+            UserError: for several bytes a row with a cache that is not empty.
         """
         if return_loss:
             ids, labels = ids[:, :-1], ids[:, 1:]
-        n, embeds, logits = ids.shape[1], self.embed(ids, cache), ids.new_zeros(())
-        weights = self.to_logits.weight.split([self.dims[i] for i in self.heads], dim=1)
-        for i, weight in zip(self.heads, weights, strict=True):  # each at its level's own rate
-            part = cache[self.to_logits, i] if cache and str(i) not in embeds else F.linear(embeds[str(i)], weight)
-            if cache is not None:
-                cache[self.to_logits, i] = part[:, -1:]
-            logits = logits + align(part, self.levels[i].stride, 1, n)
+
+        x = self.embed_bytes(ids, cache)  # bytes + n-grams + matches
+        outputs = self.run_levels(x, ids.shape[1], cache)  # blocks and merges, layer by layer
+        logits = self.predict(outputs, ids.shape[1], cache)
         if cache is not None:
-            cache.length, cache.position = cache.length + n, cache.position + n
+            cache.advance(ids.shape[1])
+
         if not return_loss:
             return logits
+        return self.compute_losses(logits, outputs, ids, labels)
 
-        nats = F.cross_entropy(rearrange(logits, "b n v -> (b n) v").float(), rearrange(labels, "b n -> (b n)"))
-        loss, sums, by_level = nats, {}, {}
-        x = self.token_emb(ids) if "next_latent" in self.losses else None
+    def embed_bytes(self, ids: Tensor, cache: Cache | None) -> Tensor:
+        """Embeddings of ids (b n), after those of the c - 1 bytes before them: (b c-1+n d).
+
+        c is the largest compression. The embeddings before the first byte are zeros.
+        """
+        n = ids.shape[1]
+        if cache is not None and not cache.is_empty and n != 1:
+            raise UserError(Mistake("ids", f"{n} bytes a row", "1 when the cache is not empty"))
+
+        history = max(self.config.per_level("hierarchies")) - 1
+        x = self.embedding(ids, cache)
+        x = prepend_history(x, history, None if cache is None else cache.recent_embeddings)
+        if cache is not None:
+            cache.recent_embeddings = x[:, x.shape[1] - history :]
+        return x
+
+    def run_levels(self, x: Tensor, n: int, cache: Cache | None = None) -> dict[int, Tensor]:
+        """Outputs (b k d) of the levels that have a unit ending in the last n bytes of the embeddings x."""
+        active = [i for i, level in enumerate(self.levels) if level.is_active(cache)]
+        level_caches = {i: None if cache is None else cache.levels.setdefault(i, LevelCache()) for i in active}
+
+        # Each level's tokens, and the rotary table of their positions.
+        tokens: dict[int, Tensor] = {}
+        cos_sin: dict[int, Tensor] = {}
+        positions: dict[int, UnitPosition | None] = {}
+        for i in active:
+            level = self.levels[i]
+            tokens[i] = level.embed(x, n)
+            cos_sin[i] = level.rotary_table(tokens[i].shape[1], cache, level_caches[i])
+            positions[i] = level.position(cache)
+
+        # Layer by layer: a block for each level, then the merge.
+        for layer in range(self.config.num_layers):
+            for i in active:
+                tokens[i] = self.levels[i].run_layer(layer, tokens[i], cos_sin[i], level_caches[i], positions[i])
+            if str(layer) in self.merges:
+                merge_cache = None if cache is None else cache.merges.setdefault(layer, MergeCache())
+                tokens = self.merges[str(layer)](tokens, n, merge_cache)
+
+        return {i: self.norms[str(i)](tokens[i]) for i in active if str(i) in self.norms}
+
+    def predict(self, outputs: dict[int, Tensor], n: int, cache: Cache | None = None) -> Tensor:
+        """Logits (b n num_tokens), from the outputs of the predicting levels.
+
+        Equals `to_logits` of their outputs, aligned to bytes and concatenated. As in a merge, each level's part of the
+        product is computed at its own rate, and the parts are added.
+        """
+        dims = [self.config.levels[i].dim for i in self.predicting_levels]
+        weights = self.to_logits.weight.split(dims, dim=1)
+        logits = self.to_logits.weight.new_zeros(())
+        for i, weight in zip(self.predicting_levels, weights, strict=True):
+            if i in outputs:
+                part = F.linear(outputs[i], weight)
+            else:
+                assert cache is not None
+                part = cache.logits[i]
+            if cache is not None:
+                cache.logits[i] = part[:, -1:]
+            logits = logits + align(part, self.levels[i].segments, EVERY_BYTE, n)
+        return logits
+
+    def compute_losses(
+        self, logits: Tensor, outputs: dict[int, Tensor], ids: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Losses]:
+        """The weighted sum of all losses, and its parts."""
+        logits = rearrange(logits, "b n v -> (b n) v")
+        cross_entropy = F.cross_entropy(logits.float(), rearrange(labels, "b n -> (b n)"))
+
+        loss = cross_entropy
+        sums: dict[str, Tensor] = {}
+        by_level: dict[str, Tensor] = {}
+        byte_embeddings = self.embedding.byte_emb(ids) if "next_latent" in self.losses else ids
         for name, modules in self.losses.items():
             for i, module in modules.items():
-                part = module(embeds[i], ids, labels, x)
-                loss = loss + module.loss_weight * part
+                part = module(outputs[int(i)], ids, labels, byte_embeddings)
+                loss = loss + module.weight * part
                 by_level[f"{name}/{module.level.compression}x"] = part.detach()
-                sums[name] = sums.get(name, 0) + part.detach()
-        return loss, Losses(nats.detach(), **sums, by_level=by_level)
+                sums[name] = sums.get(name, torch.zeros_like(part)) + part.detach()
+        return loss, Losses(cross_entropy.detach(), **sums, by_level=by_level)
 
-    def embed(self, ids: Tensor, cache: Cache | None = None) -> dict[str, Tensor]:
-        """Of ids (b n), the normed outputs (b ⌈n/s⌉ d) that something reads, by level, where its stride comes round."""
-        n, x, config = ids.shape[1], self.token_emb(ids), self.config
-        require({"ids": f"{n} bytes a row"}, ids=(not cache or n == 1, "1 when the cache is not empty"))
-        if cache is not None:
-            ids = torch.cat((cache.get(self, ids[:, :0]), ids), dim=1)
-            cache[self] = ids[:, -max((config.seq_len if self.match_emb else 1, *config.ngrams)) :]
-        for emb, rows in zip(self.ngram_embs, ngram_rows(ids, config.ngrams, config.ngram_rows, n), strict=True):
-            x = x + self.ngram_dropout(emb(rows))
-        if self.match_emb is not None:
-            reach = torch.as_tensor(cache.position + n if cache else config.seq_len).clamp(max=config.seq_len)
-            found = matches(ids, config.matches, config.word_matches, config.match_places, reach, n)
-            rows = found + torch.arange(found.shape[-1], device=ids.device) * (1 + config.num_tokens)
-            x = x + self.match_emb(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
-        x = after_past(x, max(config.per_level("hierarchies")) - 1, cache, self.token_emb)
-        due = {i: level for i, level in enumerate(self.levels) if not cache or cache.length % level.stride == 0}
-        tokens, rotary = {}, {}
-        for i, level in due.items():
-            tokens[i], rotary[i] = level.embed(x, n, cache)
 
-        for layer in range(self.layers):
-            for i, level in due.items():
-                if str(layer) in level.blocks:
-                    tokens[i] = level.blocks[str(layer)](tokens[i], rotary[i], cache)
-            if str(layer) in self.merges and any(i in due for i in self.targets):
-                tokens = self.merges[str(layer)](tokens, n, cache)
-        return {i: norm(tokens[int(i)]) for i, norm in self.norms.items() if int(i) in due}
+class Level(nn.Module):
+    """One level: its way in from the bytes' embeddings, and a block in each layer that it takes part in."""
 
-    def generate_model_card(self, *args, **kwargs) -> ModelCard:
-        """The model's own card, or the hub library's generic one."""
-        return super().generate_model_card(*args, **kwargs) if self.card is None else ModelCard(self.card)
+    def __init__(self, level: LevelConfig, config: ModelConfig):
+        super().__init__()
+        self.segments = level.segments
+        self.chains = level.chains
+        self.layers = level.layers
+        self.compress = Compress(config.embedding_dim, level)
+        self.norm_in = nn.LayerNorm(level.dim)
+        self.rotary = Rotary(level.heads, level.kv_heads, level.dim_head, config.rotary_xpos)
+        self.blocks = TypedModuleDict(
+            {str(layer): Block(level, config, attends=layer in level.attention_layers) for layer in level.layers}
+        )
 
-    @classmethod
-    def _from_pretrained(cls, *, model_id: str, strict: bool = True, **kwargs) -> "HierarchicalTransformer":
-        with redirect_stdout(None):  # the mixin prints a line, and lets weights be missing
-            model = super()._from_pretrained(model_id=model_id, strict=strict, **kwargs)
-        readme = Path(model_id, "README.md") if Path(model_id).is_dir() else model_id
-        with suppress(EntryNotFoundError, ValueError):  # no card, on the hub or in a folder
-            model.card = ModelCard.load(readme, token=kwargs["token"]).content
-        return model
+    def is_active(self, cache: Cache | None) -> bool:
+        """Whether one of its units ends in the bytes to come: always, but for a single byte in generation."""
+        return cache is None or cache.is_empty or self.segments.ends_unit(cache.length)
+
+    def embed(self, x: Tensor, n: int) -> Tensor:
+        """Tokens (b k d) of the last n of the bytes' embeddings x."""
+        tokens = self.compress(x, n)
+        return self.norm_in(tokens.to(x.dtype))  # autocast must not lower the precision of the residual stream
+
+    def position(self, cache: Cache | None) -> UnitPosition | None:
+        """Where the single token of a generation step stands."""
+        if cache is None or cache.is_empty:
+            return None
+        chain = self.segments.unit(cache.length) % self.chains
+        index = self.segments.unit(cache.offset) // self.chains
+        return UnitPosition(int(chain), index)
+
+    def rotary_table(self, count: int, cache: Cache | None, level_cache: LevelCache | None) -> Tensor:
+        """Cosines and sines of `count` tokens, from the first one or from where the cache stands."""
+        device = self.rotary.inverse_frequency.device
+        if cache is None or level_cache is None or cache.is_empty:
+            units = torch.arange(count, device=device)
+            middle = count // 2 // self.chains
+            if level_cache is not None:
+                level_cache.xpos_origin = middle
+            return self.rotary(units // self.chains, middle)
+
+        units = torch.arange(count, device=device) + self.segments.unit(cache.offset)
+        if self.rotary.xpos:
+            self.move_xpos_origin(self.segments.unit(cache.length) // self.chains, level_cache)
+        return self.rotary(units // self.chains, level_cache.xpos_origin)
+
+    def move_xpos_origin(self, index: int | Tensor, level_cache: LevelCache) -> None:
+        """Rescale the keys in the cache when the current token is far from the origin, before xPos scales overflow."""
+        distance = int(index) - level_cache.xpos_origin
+        if distance <= 8 * XPOS_SCALE_BASE:
+            return
+        for block in level_cache.blocks.values():
+            for ring in block.rings.values():
+                ring.kv[:, 0].mul_(self.rotary.fade(distance))
+        level_cache.xpos_origin = int(index)
+
+    def run_layer(
+        self,
+        layer: int,
+        tokens: Tensor,
+        cos_sin: Tensor,
+        level_cache: LevelCache | None,
+        position: UnitPosition | None,
+    ) -> Tensor:
+        """Its block of this layer, or nothing if it skips the layer: (b k d) -> (b k d)."""
+        if str(layer) not in self.blocks:
+            return tokens
+        block_cache = None if level_cache is None else level_cache.blocks.setdefault(layer, BlockCache())
+        return self.blocks[str(layer)](tokens, cos_sin, block_cache, position)
+
+
+def init_weights(model: nn.Module) -> None:
+    """Initialise the weights.
+
+    | module                              | weights                           |
+    |-------------------------------------|-----------------------------------|
+    | embeddings                          | normal, 0.02                      |
+    | linear maps                         | truncated normal, (inputs)^-½     |
+    | those that add to a residual stream | zeros                             |
+    | biases of linear maps               | zeros                             |
+    | norms, and all others               | as PyTorch has them               |
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    for module in model.modules():
+        if isinstance(module, Attention | FeedForward | Merge | NextLatent):
+            nn.init.zeros_(module.to_out.weight)

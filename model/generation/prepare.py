@@ -1,5 +1,4 @@
-"""A model made ready to draw one byte after another: on a CPU, where reading the weights is most of the work, linear
-maps are stored for it."""
+"""Prepare a model for generation: record its steps on a GPU, lay its matrices out for a CPU."""
 
 from math import gcd
 
@@ -7,28 +6,29 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from model import HierarchicalTransformer
-from model.generation.replay import Replayed, check_compiler
+from model.generation.replay import StepRecorder, check_compiler
+from model.transformer import HierarchicalTransformer
 
-FEW = 256  # rows, up to which a thread for each slice is faster than all of them for one slice after another
+FEW_ROWS = 256  # up to here one thread for each slice is faster than all threads on one slice after another
 
 
 class SlicedLinear(nn.Module):
-    """A linear map over x (b n i) -> (b n o) as slices of its outputs, (s i o/s), one for each thread.
+    """A linear map whose outputs are cut into slices (s i o/s), one for each thread: x (b n i) -> (b n o).
 
-    A library's product of one row and a matrix runs on one thread, a batch of them on all (benchmarks/LOG.md). Sums
-    are taken in another order, so that results are equal to rounding only.
+    A library computes the product of one row and a matrix on one thread, and a batch of such products on all of them
+    (benchmarks/LOG.md). The order of additions changes, so results are equal up to rounding.
     """
 
     def __init__(self, linear: nn.Linear):
         super().__init__()
         count = gcd(linear.out_features, torch.get_num_threads())
         slices = rearrange(linear.weight.detach(), "(s o) i -> s i o", s=count).contiguous()
-        self.slices, self.bias = nn.Parameter(slices, requires_grad=False), linear.bias
+        self.slices = nn.Parameter(slices, requires_grad=False)
+        self.bias = linear.bias
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.flatten(0, -2)
-        if len(rows) > FEW:
+        if len(rows) > FEW_ROWS:
             out = torch.cat([rows @ weight for weight in self.slices], dim=-1)
         else:
             out = (rows @ self.slices).transpose(0, 1)  # (b n) s o/s; einops takes as long as a small product
@@ -36,32 +36,44 @@ class SlicedLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
-def lay_out_for_decoding(model: HierarchicalTransformer, compiled: bool = False) -> None:
-    """Prepare a model for drawing one byte after another: on a GPU its steps are replayed, on a CPU, too, if they shall
-    be `compiled` first, which takes some seconds; else its matrices are stored as a CPU reads them fastest. Not for
-    training, and not to be saved: names change. Twice is as once.
+def prepare_for_generation(model: HierarchicalTransformer, compiled: bool = False) -> None:
+    """Make a model draw bytes faster. Calling it again changes nothing.
 
-    Matrices of its levels and what merges give out become `SlicedLinear`; others that are wider than long, which the
-    model reads in parts, are stored column by column.
+    Inference only: parameter names may change, so do not train or save the model afterwards. On a GPU, steps are
+    recorded as CUDA graphs. On a CPU, matrices are stored in the order in which they are read, or, with `compiled`,
+    steps are compiled, which takes seconds at first.
 
     Raises:
-        ValueError: when there is nothing to compile with.
+        UserError: if there is no C++ compiler to compile with.
     """
-    kind = next(model.parameters()).device.type
-    if kind == "cpu" and compiled:
+    device = next(model.parameters()).device.type
+    if device == "cpu" and compiled:
         check_compiler()
-    if kind == "cuda" or (kind == "cpu" and compiled):
-        model.forward = model.forward if isinstance(model.forward, Replayed) else Replayed(model)
-    elif kind == "cpu":
-        slice_matrices(model)
+    if device == "cuda" or (device == "cpu" and compiled):
+        record_steps(model)
+    elif device == "cpu":
+        lay_out_matrices(model)
 
 
-def slice_matrices(model: HierarchicalTransformer) -> None:
-    """Store matrices as they are read fastest, row by row of what goes in."""
-    called = [(module, name) for module in model.levels.modules() for name, _ in module.named_children()]
-    for module, name in [*called, *((merge, "to_out") for merge in model.merges.values())]:
-        if isinstance(linear := getattr(module, name), nn.Linear):
+def record_steps(model: HierarchicalTransformer) -> None:
+    """Replace the forward pass by one that records and replays single bytes."""
+    if not isinstance(model.forward, StepRecorder):
+        model.forward = StepRecorder(model)
+
+
+def lay_out_matrices(model: HierarchicalTransformer) -> None:
+    """Store matrices in the order in which a CPU reads them.
+
+    Linear maps within levels, and the outputs of merges, become a `SlicedLinear`. Others are used in parts, so they
+    stay, but are stored column by column if they have more outputs than inputs.
+    """
+    parents = [(module, name) for module in model.levels.modules() for name, _ in module.named_children()]
+    parents += [(merge, "to_out") for merge in model.merges.values()]
+    for module, name in parents:
+        linear = getattr(module, name)
+        if isinstance(linear, nn.Linear):
             setattr(module, name, SlicedLinear(linear))
+
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features > module.in_features:
             module.weight.data = module.weight.data.t().contiguous().t()

@@ -1,136 +1,155 @@
-"""Steps of one byte that are recorded once, and replayed: a step is hundreds of small operations, which take less time
-than starting them one by one. On a GPU a recording is a CUDA graph, on a CPU what Inductor compiles of them."""
+"""Record the steps of generation once, then replay them.
+
+A step of one byte is hundreds of small operations, and starting them one by one takes longer than computing them. On a
+GPU a recording is a CUDA graph, on a CPU it is code that Inductor compiles.
+
+Recordings need tensors whose shapes and addresses never change. So the first steps make the cache static: positions are
+tensors, attention masks the slots of a ring that are not yet written, and every result is copied to where the value
+before it was stored. The simple version is `static_step`, which does exactly that without recording anything.
+"""
 
 from collections.abc import Callable
+from math import lcm
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import Cache, HierarchicalTransformer
+from model.generation.cache import Cache, map_tensors, tensor_slots
+from model.transformer import HierarchicalTransformer
+from utils.errors import UserError
+
+MOST_RECORDINGS = 64  # with strides such as 5, 7 and 9, all levels come round together only after 315 bytes
 
 
-class Replayed:
-    """A model's forward pass, whose steps of one byte are recorded when the same levels compute for the second time,
-    and replayed from there. Nothing else changes, but that a cache may not be changed from outside. Without gradients,
-    and without xpos, which sometimes scales a cache."""
+class StepRecorder:
+    """A model's forward pass that records steps of one byte, and replays them.
+
+    A step is recorded when the same levels run for the second time. Everything else runs as before: first passes,
+    passes with gradients or a loss, and models with xPos, which now and then rescale their cache. A cache that is
+    replayed must not be changed from outside.
+    """
 
     def __init__(self, model: HierarchicalTransformer):
-        self.model, self.forward, self.levels = model, model.forward, model.config.levels
-        self.compiled: dict[tuple, Callable] = {}  # by kind and rows, for all caches
+        self.model = model
+        self.forward = model.forward
+        self.levels = model.config.levels
+        self.compiled: dict[tuple, Callable] = {}  # by stride phase and rows, for all caches
+
+        phases = lcm(*(level.compression for level in self.levels))
+        self.can_record = not model.config.rotary_xpos and phases <= MOST_RECORDINGS
 
     def __call__(self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None) -> Tensor | tuple:
-        usual = return_loss or not cache or ids.shape[1] != 1 or self.model.config.rotary_xpos
-        if usual or (torch.is_grad_enabled() and self not in cache):
+        if cache is None or cache.is_empty or return_loss or ids.shape[1] != 1 or not self.can_record:
             return self.forward(ids, return_loss, cache)
-        if self not in cache:
+        if torch.is_grad_enabled() and cache.position is None:
+            return self.forward(ids, return_loss, cache)
+
+        if cache.position is None:
             make_static(self.model, cache)
-            cache[self] = {}
-        kind, steps = self.kind(cache.length), cache[self]
-        if kind not in steps:  # libraries wake up, and the padding is cut off
-            steps[kind] = None
+        phase = self.stride_phase(cache.length)
+        if phase not in cache.recorded:  # run it once, so that libraries are loaded and shapes are final
+            cache.recorded[phase] = None
             return static_step(self.forward, ids, cache)
-        if steps[kind] is None:
-            steps[kind] = self.graph(ids, cache) if ids.is_cuda else self.code(ids, cache)
-        logits = steps[kind](ids)
+        if cache.recorded[phase] is None:
+            cache.recorded[phase] = self.cuda_graph(ids, cache) if ids.is_cuda else self.compiled_step(ids, cache)
+        logits = cache.recorded[phase](ids)
         cache.length += 1
         return logits
 
-    def kind(self, length: int) -> tuple[int, ...]:
-        """What a step is like after so many bytes: the chain in which each level computes, or -1."""
-        outputs = ((*divmod(length, level.stride), level.chains) for level in self.levels)
-        return tuple(-1 if rest else output % chains for output, rest, chains in outputs)
+    def stride_phase(self, length: int) -> tuple[int, ...]:
+        """What distinguishes the step after `length` bytes: for each level the chain that it runs in, or -1."""
+        phase = []
+        for level in self.levels:
+            runs = level.segments.ends_unit(length)
+            phase.append(int(level.segments.unit(length)) % level.chains if runs else -1)
+        return tuple(phase)
 
-    def graph(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
-        """The next step as a CUDA graph of this cache."""
-        graph, given = torch.cuda.CUDAGraph(), ids.clone()
-        with torch.cuda.graph(graph):  # which records, and computes nothing
-            logits = static_step(self.forward, given, cache)
+    def cuda_graph(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
+        """The next step as a CUDA graph on the tensors of this cache."""
+        graph = torch.cuda.CUDAGraph()
+        static_ids = ids.clone()
+        with torch.cuda.graph(graph):  # records, and computes nothing
+            logits = static_step(self.forward, static_ids, cache)
         cache.length -= 1
 
         def replay(ids: Tensor) -> Tensor:
-            given.copy_(ids)
+            static_ids.copy_(ids)
             graph.replay()
             return logits.clone()
 
         return replay
 
-    def code(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
-        """The next step compiled, for this cache and those to come."""
-        from torch.fx.experimental.proxy_tensor import make_fx  # takes a while
-
-        kept = {key: len(tensors(value)) for key, value in cache.items()}
-        state: list = [cache.position, *(t for key in kept for t in tensors(cache[key]))]
-
-        def step(ids: Tensor, position: Tensor, *state: Tensor) -> tuple[Tensor]:
-            copy, parts = Cache(cache), iter(state)
-            copy.length, copy.position = cache.length, position
-            for key, count in kept.items():
-                if count:
-                    whole = tuple(next(parts) for _ in range(count))
-                    copy[key] = whole if isinstance(cache[key], tuple) else whole[0]
-            return (static_step(self.forward, ids, copy),)
-
-        known = (*self.kind(cache.length), len(ids))
+    def compiled_step(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
+        """The next step as compiled code, which later caches of as many rows share."""
+        state = [holder[key] for holder, key in tensor_slots(cache)]
+        known = (*self.stride_phase(cache.length), len(ids))
         if known not in self.compiled:
-            with torch.inference_mode(False), torch.no_grad():  # whose tensors cannot be traced
-                like: list = [torch.empty_like(t) for t in (ids.contiguous(), *state)]
-                traced = make_fx(step, ONE_ROW, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
-                self.compiled[known] = torch._inductor.compile(traced, like)
+            self.compiled[known] = self.compile(ids, cache, state)
         compiled = self.compiled[known]
         return lambda ids: compiled(ids.contiguous(), *state)[0]
 
+    def compile(self, ids: Tensor, cache: Cache, state: list[Tensor]) -> Callable:
+        """Trace the next step as a function of ids and all tensors of the cache, and compile it."""
+        from torch.fx.experimental.proxy_tensor import make_fx  # the import takes a while
+
+        def step(ids: Tensor, *state: Tensor) -> tuple[Tensor]:
+            traced_tensors = iter(state)
+            traced = map_tensors(cache, lambda t: next(traced_tensors))
+            return (static_step(self.forward, ids, traced),)
+
+        with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode cannot be traced
+            like = [torch.empty_like(t) for t in (ids.contiguous(), *state)]
+            traced = make_fx(step, ONE_ROW_PRODUCTS, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
+            return torch._inductor.compile(traced, like)
+
 
 def check_compiler() -> None:
-    """Raise a ValueError where there is none that Inductor could use."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # heavy, too
+    """Raise a UserError if there is no C++ compiler for Inductor."""
+    from torch._inductor.cpp_builder import get_cpp_compiler  # the import takes a while
     from torch._inductor.exc import InvalidCxxCompiler
 
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:
-        raise ValueError("compile: got true without a C++ compiler, allowed: where g++ or $CXX can be run") from None
+        raise UserError("--compile needs a C++ compiler (g++ or $CXX)") from None
 
 
-def mm(a: Tensor, b: Tensor) -> Tensor:
-    """A product of one row as a sum, compiled for all threads; a library's runs on one (benchmarks/LOG.md)."""
+def one_row_product(a: Tensor, b: Tensor) -> Tensor:
+    """A product of one row as a sum, which compiles for all threads; a library's product runs on one."""
     return (a.unsqueeze(-1) * b).sum(dim=1) if len(a) == 1 else NotImplemented
 
 
-def addmm(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """The same with a bias."""
-    return bias + mm(a, b) if len(a) == 1 else NotImplemented
+def one_row_product_with_bias(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The same, with a bias."""
+    return bias + one_row_product(a, b) if len(a) == 1 else NotImplemented
 
 
-ONE_ROW = {torch.ops.aten.mm.default: mm, torch.ops.aten.addmm.default: addmm}
+ONE_ROW_PRODUCTS = {
+    torch.ops.aten.mm.default: one_row_product,
+    torch.ops.aten.addmm.default: one_row_product_with_bias,
+}
 
 
 def make_static(model: HierarchicalTransformer, cache: Cache) -> None:
-    """Have the steps to come run the same kernels wherever they are: the position is a tensor, attention masks what a
-    ring does not hold yet, the bytes that are kept are padded to more than the model keeps, and nothing is a view."""
-    cache.position = torch.tensor([cache.length], device=cache[model].device)
-    cache[model] = F.pad(cache[model], (model.config.seq_len + max(model.config.ngrams, default=0), 0))
-    for key, value in cache.items():
-        if tensors(value):
-            cache[key] = value.contiguous() if isinstance(value, Tensor) else tuple(t.contiguous() for t in value)
+    """Give a cache fixed shapes: positions become tensors, kept bytes get their full length, nothing is a view."""
+    assert cache.recent_ids is not None
+    cache.position = torch.tensor([cache.length], device=cache.recent_ids.device)
+    missing = model.embedding.history + 1 - cache.recent_ids.shape[1]
+    cache.recent_ids = F.pad(cache.recent_ids, (max(0, missing), 0))
+    for holder, key in tensor_slots(cache):
+        holder[key] = holder[key].contiguous()
 
 
 def static_step(forward: Callable, ids: Tensor, cache: Cache) -> Tensor:
-    """Logits (b 1 v) of one more byte of each row (b 1), after which all that the cache holds lies where it lay."""
-    before, position = dict(cache), cache.position
-    assert isinstance(position, Tensor)  # as `make_static` has it
+    """Logits (b 1 v) of one more byte of each row (b 1). Every tensor of the cache keeps its address."""
+    before = {(id(holder), key): holder[key] for holder, key in tensor_slots(cache)}
     logits = forward(ids, cache=cache)
-    for key, old in before.items():
-        for to, new in zip(tensors(old), tensors(cache[key]), strict=True):
-            if to.shape != new.shape:  # once, when the model cuts off the padding
-                before[key] = new.contiguous()
-            elif to is not new:
-                to.copy_(new)
-    cache.update(before)
-    cache.position = position.add_(1)
+    for holder, key in tensor_slots(cache):
+        old, new = before[id(holder), key], holder[key]
+        if old.shape != new.shape:  # once, when the padding of `make_static` is cut off
+            holder[key] = new.contiguous()
+        elif old is not new:
+            old.copy_(new)
+            holder[key] = old
     return logits
-
-
-def tensors(value) -> tuple[Tensor, ...]:
-    """Those that a module keeps."""
-    return value if isinstance(value, tuple) else (value,) if isinstance(value, Tensor) else ()

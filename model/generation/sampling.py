@@ -1,25 +1,41 @@
 """From logits to bytes, one after another."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from model.block import Cache
+from model.generation.cache import Cache
 from utils.checks import require
+from utils.errors import Mistake, UserError
+
+# Where random numbers come from: PyTorch's default generator, one for the whole batch, or one for each row.
+Generators = torch.Generator | Sequence[torch.Generator] | None
+
+NOTHING = -1  # in a step of `stream`: a row that is still in its prompt, or has ended
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn from its logits. A ValueError names each option that is out of its range."""
+    """How a token is drawn from its logits.
 
-    temperature: float = 1.0  # divides the logits; 0 takes the likeliest token
-    top_k: int | None = None  # keep this many likeliest tokens
-    top_p: float | None = None  # keep the fewest likeliest tokens whose probabilities sum to this (arXiv 1904.09751)
-    min_p: float | None = None  # keep tokens at least this share as likely as the likeliest (arXiv 2407.01082)
-    repetition_penalty: float = 1.0  # above 1, makes tokens seen before less likely (arXiv 1909.05858)
-    stop: tuple[int, ...] = ()  # tokens that end a sample
+    Raises:
+        UserError: that names each option outside its range.
+    """
+
+    temperature: float = 1.0
+    """divides the logits; 0 takes the likeliest token"""
+    top_k: int | None = None
+    """keep this many likeliest tokens"""
+    top_p: float | None = None
+    """keep the fewest likeliest tokens whose probabilities sum to this (arXiv 1904.09751)"""
+    min_p: float | None = None
+    """keep tokens at least this many times as likely as the likeliest (arXiv 2407.01082)"""
+    repetition_penalty: float = 1.0
+    """above 1, makes tokens seen before less likely (arXiv 1909.05858)"""
+    stop: tuple[int, ...] = ()
+    """tokens that end a sample"""
 
     def __post_init__(self):
         require(
@@ -33,55 +49,181 @@ class Sampling:
 
     def draw(self, logits: Tensor, seen: Tensor, generator: torch.Generator | None) -> Tensor:
         """One token for each row of logits (b v), where `seen` (b v) marks the tokens that came before: (b 1)."""
-        lowered = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-        logits = torch.where(seen, lowered, logits)
+        penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+        logits = torch.where(seen, penalised, logits)
         if self.temperature == 0:
             return logits.argmax(dim=-1, keepdim=True)
-        return torch.multinomial(self.filter(logits / self.temperature).softmax(dim=-1), 1, generator=generator)
+        probabilities = self.filter(logits / self.temperature).softmax(dim=-1)
+        return torch.multinomial(probabilities, 1, generator=generator)
 
     def filter(self, logits: Tensor) -> Tensor:
-        """Set to -inf what may not be drawn, in logits (b v); the likeliest token always stays, ties with it too."""
-        probs = logits.softmax(dim=-1)
-        keep = probs >= (self.min_p or 0) * probs.amax(dim=-1, keepdim=True)
+        """Set logits (b v) of tokens that must not be drawn to -inf. The likeliest token and its ties stay."""
+        probabilities = logits.softmax(dim=-1)
+        keep = torch.ones_like(logits, dtype=torch.bool)
+        if self.min_p is not None:
+            keep &= probabilities >= self.min_p * probabilities.amax(dim=-1, keepdim=True)
         if self.top_k is not None:
-            keep &= logits >= logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+            kth_largest = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+            keep &= logits >= kth_largest
         if self.top_p is not None:
-            ordered, order = probs.sort(dim=-1, descending=True)
-            keep &= torch.zeros_like(keep).scatter(-1, order, ordered.cumsum(dim=-1) - ordered < self.top_p)
+            ordered, order = probabilities.sort(dim=-1, descending=True)
+            likelier = ordered.cumsum(dim=-1) - ordered  # total probability of all likelier tokens
+            keep &= torch.zeros_like(keep).scatter(-1, order, likelier < self.top_p)
         return logits.masked_fill(~keep, float("-inf"))
 
 
+class Rows:
+    """The rows of one call of `stream`: their prompts, and where each of them stands.
+
+    Row i reads its prompt up to `prompt_lengths[i]`, then draws `length` tokens. All rows are at the same position.
+    """
+
+    def __init__(self, prompts: list[Tensor], length: int, sampling: Sampling, num_tokens: int):
+        self.sampling = sampling
+        self.length = length
+        self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+        self.shortest = int(self.prompt_lengths.min())
+        self.longest = int(self.prompt_lengths.max())
+
+        self.prompts = torch.zeros(len(prompts), self.longest, dtype=torch.long)
+        for row, prompt in zip(self.prompts, prompts, strict=True):
+            row[: len(prompt)] = prompt
+
+        self.seen = torch.zeros(len(prompts), num_tokens, dtype=torch.bool)
+        self.seen.scatter_(1, self.prompts[:, : self.shortest], True)
+        self.stopped = torch.zeros(len(prompts), dtype=torch.bool)
+        self.token = torch.zeros(len(prompts), 1, dtype=torch.long)
+
+    def advance(self, position: int, logits: Tensor, generator: Generators) -> Tensor:
+        """Choose each row's token at a position: drawn from logits (b v), the prompt's, or the last one again.
+
+        Returns the tokens that are new (b), and `NOTHING` for rows that are in their prompt or have ended.
+        """
+        in_prompt = position < self.prompt_lengths
+        in_length = ~in_prompt & (position < self.prompt_lengths + self.length)
+        drawing = in_length & ~self.stopped
+
+        drawn = self.draw(logits, drawing, generator)
+        self.token = torch.where(drawing[:, None], drawn, self.token)
+        if position < self.longest:
+            self.token = torch.where(in_prompt[:, None], self.prompts[:, position, None], self.token)
+
+        self.seen.scatter_(1, self.token, True)
+        self.stopped |= drawing & torch.isin(self.token[:, 0], torch.tensor(self.sampling.stop, dtype=torch.long))
+        return self.token[:, 0].where(in_length, NOTHING)
+
+    def draw(self, logits: Tensor, drawing: Tensor, generator: Generators) -> Tensor:
+        """A token for each row: (b 1). A row that has a generator of its own uses it only if it draws."""
+        if not isinstance(generator, Sequence):
+            return self.sampling.draw(logits, self.seen, generator)
+        drawn = torch.zeros_like(self.token)
+        for i in drawing.nonzero()[:, 0].tolist():
+            row = slice(i, i + 1)
+            drawn[row] = self.sampling.draw(logits[row], self.seen[row], generator[i])
+        return drawn
+
+    def are_done(self, position: int) -> bool:
+        """Whether no row has anything left to draw after this position."""
+        ended = position + 1 >= self.prompt_lengths + self.length
+        return bool((ended | self.stopped).all())
+
+
 @torch.inference_mode()
-def stream(model, prompt: Tensor, length: int, *, use_cache=True, generator=None, **sampling) -> Iterator[Tensor]:
-    """Continue each row of prompt (b n) by `length` tokens, (b) each as they come; ends early when all rows have.
+def stream(
+    model,
+    prompt: Tensor | Sequence[Tensor],
+    length: int,
+    *,
+    num_samples: int = 1,
+    use_cache: bool = True,
+    generator: Generators = None,
+    **sampling,
+) -> Iterator[Tensor]:
+    """Continue each prompt by `length` tokens, and yield the next token of each row (b), step by step.
+
+    Every row gets what it would get alone. Of prompts with different lengths, all are read up to the length of the
+    shortest at once, and the longer ones byte by byte while the shorter ones already draw: a row yields -1 while it
+    still reads its prompt, and after its last token. Ends early when every row has met a stop token, which rows repeat.
 
     Args:
-        use_cache: never compute a byte twice; without it every byte runs a full pass over all before it.
-        generator: a torch.Generator on the CPU, where chance comes from; the same state gives the same bytes.
-        sampling: fields of `Sampling`. Rows that have met a stop token repeat it.
-    A ValueError comes at the first token, on an empty prompt, a negative length, or from `Sampling`.
+        prompt: (b n), or a list of prompts (n) of any lengths.
+        num_samples: samples of each prompt, which is read once; samples of one prompt are neighbouring rows.
+        use_cache: never compute a byte twice; without it, each byte runs a full pass over all bytes before it.
+        generator: a `torch.Generator` on the CPU, where random numbers come from, or a list of one for each row, with
+            which a row draws the same bytes in any batch. The same state gives the same bytes.
+        sampling: fields of `Sampling`.
+
+    Raises:
+        UserError: at the first token, for an empty prompt, a negative length, or from `Sampling`.
     """
-    fits = prompt.ndim == 2 and prompt.shape[1] > 0, "(b n) with at least one token"
-    require({"prompt": tuple(prompt.shape), "length": length}, prompt=fits, length=(length >= 0, "0 or more"))
-    options, cache, was_training = Sampling(**sampling), Cache() if use_cache else None, model.training
+    unique = list(prompt)
+    check_arguments(unique, length, num_samples, generator)
+    repeated = [each for each in unique for _ in range(num_samples)]
+    rows = Rows(repeated, length, Sampling(**sampling), model.config.num_tokens)
+    device = unique[0].device
+    cache = Cache() if use_cache else None
+
+    was_training = model.training
     model.eval()
-    ids, new, done = prompt, prompt[:, -1:].cpu(), torch.zeros(len(prompt), 1, dtype=torch.bool)
-    seen = torch.zeros(len(ids), model.config.num_tokens, dtype=torch.bool).scatter(1, ids.cpu(), True)
     try:
-        for _ in range(length):
-            logits = model(ids, cache=cache)[:, -1].float().cpu()
-            new = torch.where(done, new, options.draw(logits, seen, generator))
-            yield new[:, 0].to(ids.device)
-            done |= torch.isin(new, torch.tensor(options.stop, dtype=torch.long))
-            if done.all():
+        # Read each prompt once, then copy the state for its samples.
+        ids = torch.stack([each[: rows.shortest] for each in unique])
+        logits = model(ids, cache=cache)
+        if num_samples > 1:
+            ids = ids.repeat_interleave(num_samples, dim=0)
+            logits = logits.repeat_interleave(num_samples, dim=0)
+            cache = None if cache is None else cache.expand(num_samples)
+
+        # Choose a token for each row, and read it.
+        for position in range(rows.shortest, rows.longest + length):
+            yield rows.advance(position, logits[:, -1].float().cpu(), generator).to(device)
+            if rows.are_done(position):
                 return
-            seen.scatter_(1, new, True)
-            ids = new.to(ids.device) if use_cache else torch.cat((ids, new.to(ids.device)), dim=1)
+            token = rows.token.to(device)
+            ids = token if use_cache else torch.cat((ids, token), dim=1)
+            logits = model(ids, cache=cache)
     finally:
         model.train(was_training)
 
 
-def generate(model, prompt: Tensor, length: int, **options) -> Tensor:
-    """The tokens of `stream`, whose options it takes, together: (b length), the new ones only."""
-    new = list(stream(model, prompt, length, **options))
-    return torch.stack(new, dim=1) if new else prompt[:, :0]
+def generate(model, prompt: Tensor | Sequence[Tensor], length: int, **options) -> Tensor:
+    """The tokens of `stream`, whose options it takes, together: (b length), without the prompts.
+
+    Fewer than `length` if every row met a stop token. A row that met one earlier than the others repeats it.
+    """
+    steps = list(stream(model, prompt, length, **options))
+    if not steps:
+        rows = len(prompt) * options.get("num_samples", 1)
+        return torch.zeros(rows, 0, dtype=torch.long, device=prompt[0].device)
+    new = [row[row != NOTHING] for row in torch.stack(steps, dim=1)]
+    longest = max(map(len, new))
+    return torch.stack([torch.cat((row, row[-1:].expand(longest - len(row)))) for row in new])
+
+
+def row_generators(seed: int, rows: int) -> list[torch.Generator]:
+    """A generator for each row of a batch, so that sample i of a seed is the same in a batch of any size.
+
+    Seeds of neighbouring rows must not be neighbouring numbers, or seed 1 and seed 2 would share samples.
+    """
+    generators = []
+    for row in range(rows):
+        generator = torch.Generator()
+        generator.manual_seed((seed + row * 0x9E3779B97F4A7C15) % (1 << 63))
+        generators.append(generator)
+    return generators
+
+
+def check_arguments(prompts: list[Tensor], length: int, num_samples: int, generator: Generators) -> None:
+    """Raise a UserError that names each argument of `stream` that does not fit."""
+    shapes = [list(each.shape) for each in prompts]
+    one_dimensional = all(each.ndim == 1 and len(each) > 0 for each in prompts)
+    rows = len(prompts) * num_samples
+    enough = not isinstance(generator, Sequence) or len(generator) == rows
+    require(
+        {"prompt": shapes, "length": length, "num_samples": num_samples},
+        prompt=(one_dimensional and len(prompts) > 0, "(b n), or a list of (n), each with at least one token"),
+        length=(length >= 0, "0 or more"),
+        num_samples=(num_samples >= 1, "1 or more"),
+    )
+    if not enough:
+        raise UserError(Mistake("generator", f"{len(generator)} generators", f"one for each of the {rows} rows"))

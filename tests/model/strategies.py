@@ -1,13 +1,15 @@
-"""Drawn configurations of the model: every legal one, small."""
+"""Drawn configurations of the model: small ones of every legal kind."""
 
 from hypothesis import strategies as st
+
+COMPRESSIONS = [1, 2, 3, 4, 6, 8]
 
 
 @st.composite
 def model_configs(draw, max_levels: int = 4, **fixed) -> dict:
     """Keyword arguments of `HierarchicalTransformer` with 1 to `max_levels` levels of any legal shape."""
-    compressions = draw(st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=max_levels, unique=True))
-    strides = [draw(st.sampled_from([s for s in (1, 2, 4, 8) if s <= c])) for c in compressions]
+    compressions = draw(st.lists(st.sampled_from(COMPRESSIONS), min_size=1, max_size=max_levels, unique=True))
+    strides = [draw(st.sampled_from([s for s in range(1, c + 1) if c % s == 0])) for c in compressions]
     predict_all = draw(st.booleans())
     predicting = draw(st.sampled_from(compressions))
     if predict_all:
@@ -20,11 +22,12 @@ def model_configs(draw, max_levels: int = 4, **fixed) -> dict:
     depths = [draw(st.integers(1, 3)) for _ in compressions]
     config = {
         "num_tokens": 11,
+        "embed_dim": draw(st.sampled_from([None, 4, 10])),
         "ngrams": draw(st.sampled_from([(), (2,), (2, 3), (3, 5)])),
-        "ngram_rows": draw(st.sampled_from([7, 64])),
+        "ngram_buckets": draw(st.sampled_from([7, 64])),
         "matches": draw(st.sampled_from([(), (2,), (2, 4)])),
         "word_matches": draw(st.sampled_from([(), (0,), (0, 2)])),
-        "match_places": draw(st.integers(1, 3)),
+        "matches_per_context": draw(st.integers(1, 3)),
         "dim": [draw(st.sampled_from([6, 8, 12])) for _ in range(each)],
         "depth": depths,
         "attn_depth": [draw(st.none() | st.integers(1, depth)) for depth in depths],
@@ -48,6 +51,6 @@ def model_configs(draw, max_levels: int = 4, **fixed) -> dict:
         "num_rollouts": draw(st.integers(1, 2)),
         "quantizer_loss_weight": draw(st.sampled_from([0.0, 0.5])),
         "rotary_xpos": draw(st.booleans()),
-        "use_flash_attn": draw(st.booleans()),
+        "attention": draw(st.sampled_from(["auto", "plain", "sdpa", "block_local"])),
     }
     return config | fixed

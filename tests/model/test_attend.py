@@ -154,13 +154,13 @@ def test_flex_attention_compiles_with_its_cached_blocks():
 def test_the_kernel_follows_from_shapes_and_device():
     fused = Attend(causal=True, use_flash_attn=True, window_size=8)
     single, half = torch.float32, torch.bfloat16
-    assert fused.kernel(64, 64, 16, "cuda", half) == "flex"
-    assert fused.kernel(64, 64, 8, "cuda", half) == fused.kernel(64, 64, 16, "cpu", half) == "block-local"
-    assert fused.kernel(8, 8, 16, "cuda", half) == fused.kernel(2, 64, 16, "cuda", half) == "sdpa"
-    assert fused.kernel(1, 64, 16, "cuda", half) == "plain"
-    assert fused.kernel(8, 8, 16, "cpu", single) == fused.kernel(1, 64, 16, "cpu", half) == "sdpa"
-    assert fused.kernel(8, 8, 16, "cpu", half) == "plain"
-    assert Attend(causal=True, window_size=8).kernel(64, 64, 16, "cuda", half) == "plain"
+    assert fused.backend_for(64, 64, 16, "cuda", half) == "flex"
+    assert fused.backend_for(64, 64, 8, "cuda", half) == fused.backend_for(64, 64, 16, "cpu", half) == "block-local"
+    assert fused.backend_for(8, 8, 16, "cuda", half) == fused.backend_for(2, 64, 16, "cuda", half) == "sdpa"
+    assert fused.backend_for(1, 64, 16, "cuda", half) == "plain"
+    assert fused.backend_for(8, 8, 16, "cpu", single) == fused.backend_for(1, 64, 16, "cpu", half) == "sdpa"
+    assert fused.backend_for(8, 8, 16, "cpu", half) == "plain"
+    assert Attend(causal=True, window_size=8).backend_for(64, 64, 16, "cuda", half) == "plain"
 
 
 def test_illegal_windows_are_named():

@@ -4,7 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model import Cache
-from model.block import Rotary, rotate, token_shift
+from model.block import token_shift
+from model.rotary import Rotary, rotate
 
 
 def scores(q, k, positions, xpos):

@@ -22,19 +22,23 @@ ILLEGAL = [
     ({"ff_mult": 0}, "ff_mult: got 0"),
     ({"compress_type": "magic"}, "compress_type: got magic, allowed: conv, mean or attention"),
     ({"compress_mult": -1}, "compress_mult: got -1"),
-    ({"hierarchies": (1, 3)}, r"hierarchies: got \[1, 3\], allowed: one or more distinct powers of two"),
+    ({"hierarchies": (1, 0)}, r"hierarchies: got \[1, 0\], allowed: one or more distinct whole numbers"),
     ({"hierarchies": (1, 1)}, r"hierarchies: got \[1, 1\]"),
     ({"hierarchies": ()}, r"hierarchies: got \[\]"),
     ({"hierarchies": (1, 4), "hierarchical_stride": (1, 8)}, r"hierarchical_stride: got \[1, 8\]"),
     ({"hierarchies": (1, 4), "hierarchical_stride": (1, 3)}, r"hierarchical_stride: got \[1, 3\]"),
-    ({"hierarchies": 4}, "hierarchical_stride: got null, allowed: a predicting level of stride 1"),
+    ({"hierarchies": 4}, "hierarchical_stride: got null, allowed: a stride of 1 on a predicting level"),
+    ({"embed_dim": 0}, "embed_dim: got 0, allowed: null, or at least 1"),
+    ({"attention": "fast"}, "attention: got fast, allowed: auto, plain, sdpa, block_local or flex"),
+    ({"attention": "flex", "dim_head": 8}, "attention: got flex, allowed: with heads narrower than 16"),
+    ({"qk_norm": 1}, "qk_norm: got 1, allowed: true or false"),
     ({"seq_len": 64, "window_sizes": 65}, "window_sizes: got 65, allowed: null, or 0 to .* 64 at 1x"),
     ({"window_sizes": -1}, "window_sizes: got -1"),
     ({"ngrams": (1, 2)}, r"ngrams: got \[1, 2\], allowed: a list of increasing whole numbers from 2"),
     ({"ngrams": (3, 2)}, r"ngrams: got \[3, 2\]"),
     ({"ngrams": 3}, "ngrams: got 3"),
     ({"matches": (4, 1)}, r"matches: got \[4, 1\], allowed: a list of increasing whole numbers from 2"),
-    ({"ngram_rows": 0}, "ngram_rows: got 0"),
+    ({"ngram_buckets": 0}, "ngram_buckets: got 0"),
     ({"predict_hierarchy": 2}, "predict_hierarchy: got 2"),
     ({"recon_loss_weight": -0.1}, "recon_loss_weight: got -0.1"),
     ({"dropout": 1.0}, "dropout: got 1.0"),
@@ -48,8 +52,8 @@ def test_an_illegal_argument_is_named_with_what_it_got(arguments, message):
         HierarchicalTransformer(**arguments)
 
 
-def test_all_that_is_wrong_is_said_at_once():
-    with pytest.raises(ValueError, match=r"depth: got 0.*heads: got 0.*dropout: got 2"):
+def test_all_mistakes_are_reported_at_once():
+    with pytest.raises(ValueError, match=r"depth: got 0.*dropout: got 2.*heads: got 0"):
         ModelConfig(depth=0, heads=0, dropout=2)
 
 

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.matches import matches
+from model.matches import find_matches
 
 LETTERS = b"abAB\xc3"
 
@@ -48,7 +48,7 @@ def test_a_match_is_what_followed_the_latest_contexts_like_this_one(texts, order
     ids, n = torch.tensor(texts), len(texts[0])
     contexts = [(ngram_context, order) for order in orders] + [(word_context, count) for count in words]
     for last in {1, n}:  # one byte and all are found in different ways
-        found = [each.tolist() for each in matches(ids, orders, words, places, reach, last).unbind(dim=-1)]
+        found = [each.tolist() for each in find_matches(ids, orders, words, places, reach, last).unbind(dim=-1)]
         expected = [
             [[looked_up(bytes(text[: t + 1]), *each, places, reach)[k] for t in range(n - last, n)] for text in texts]
             for each in contexts
@@ -60,13 +60,13 @@ def test_a_match_is_what_followed_the_latest_contexts_like_this_one(texts, order
 def test_only_what_can_be_seen_is_looked_up():
     ids = torch.tensor([[7, 8, 1, 0, 0, 7, 8]])
     for reach, found in ((8, 2), (7, 2), (6, 0)):
-        latest = matches(ids, (2,), (), 1, reach, last=7)
+        latest = find_matches(ids, (2,), (), 1, reach, last=7)
         assert latest[0].tolist() == [[0], [0], [0], [0], [0], [0], [found]]
 
 
 def test_words_are_found_again_whatever_stands_between_them():
     text = b" The cat sat. ... the  CAT s"
-    found = matches(torch.tensor([list(text)]), (2,), (0, 1, 2), 1, 99, last=1)
+    found = find_matches(torch.tensor([list(text)]), (2,), (0, 1, 2), 1, 99, last=1)
     assert found.tolist() == [[[1 + ord("a")] * 4]]
-    found = matches(torch.tensor([list(text[:-1])]), (3,), (0, 1, 2), 1, 99, last=1)
+    found = find_matches(torch.tensor([list(text[:-1])]), (3,), (0, 1, 2), 1, 99, last=1)
     assert found[0, 0].tolist() == [0, 1 + ord("C"), 1 + ord("s"), 1 + ord("s")]

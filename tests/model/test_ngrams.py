@@ -1,11 +1,11 @@
 import torch
 
-from model.ngrams import ngram_rows
+from model.ngrams import ngram_buckets
 
 
 def test_a_row_is_that_of_its_own_n_gram_wherever_it_stands():
     ids = torch.tensor([[1, 2, 3, 4, 9, 2, 3, 4], [7, 7, 3, 4, 5, 6, 3, 4]])
-    two, three = ngram_rows(ids, (2, 3), 1 << 20, last=8)
+    two, three = ngram_buckets(ids, (2, 3), 1 << 20, last=8)
     assert two.shape == three.shape == ids.shape
     assert two[0, 3] == two[0, 7] == two[1, 3] == two[1, 7]  # 3 4
     assert three[0, 3] == three[0, 7] and three[0, 3] != three[1, 3]  # 2 3 4, and 7 3 4
@@ -16,7 +16,7 @@ def test_before_the_first_byte_there_are_zeros():
     ids = torch.randint(0, 256, (2, 9))
     padded = torch.nn.functional.pad(ids, (4, 0))
     for last in (1, 5, 9):
-        alone, behind = (ngram_rows(one, (2, 4), 999, last) for one in (ids, padded))
+        alone, behind = (ngram_buckets(one, (2, 4), 999, last) for one in (ids, padded))
         for one, other in zip(alone, behind, strict=True):
             assert torch.equal(one, other[:, -last:]) and one.shape == (2, last)
 
@@ -25,10 +25,10 @@ def test_rows_are_spread_over_the_table():
     """Of all pairs of letters, hashed into as many rows, about 1 - 1/e = 63 % of the rows are met, as by chance."""
     letters = torch.arange(64)
     pairs = torch.cartesian_prod(letters, letters)
-    (rows,) = ngram_rows(pairs, (2,), 4096, last=2)
+    (rows,) = ngram_buckets(pairs, (2,), 4096, last=2)
     assert rows.min() >= 0 and rows.max() < 4096
     assert 0.58 < len(rows[:, 1].unique()) / 4096 <= 1
 
 
 def test_no_orders_give_nothing():
-    assert list(ngram_rows(torch.zeros(1, 3, dtype=torch.long), (), 8, last=3)) == []
+    assert list(ngram_buckets(torch.zeros(1, 3, dtype=torch.long), (), 8, last=3)) == []

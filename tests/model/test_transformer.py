@@ -20,7 +20,7 @@ LOSSES = {
 def build(config, seed=0):
     torch.manual_seed(seed)
     model = HierarchicalTransformer(**config).eval()
-    for p in model.parameters():  # nothing at zero or one may hide a mistake
+    for p in model.parameters():  # a weight of zero or one could hide a mistake
         torch.nn.init.normal_(p, std=0.3)
     return model
 
@@ -40,7 +40,7 @@ def test_no_logit_depends_on_a_later_byte(config, n, data):
 
 
 @given(config=model_configs(), n=st.integers(2, 40))
-def test_a_byte_reaches_its_own_prediction(config, n):
+def test_a_byte_changes_its_own_prediction(config, n):
     model = build(config)
     ids = torch.randint(0, 11, (1, n))
     changed = ids.clone()
@@ -50,7 +50,7 @@ def test_a_byte_reaches_its_own_prediction(config, n):
 
 
 @given(config=model_configs(), n=st.integers(1, 60), data=st.data())
-def test_a_prefix_predicts_what_the_whole_does(config, n, data):
+def test_a_prefix_gives_the_logits_of_the_whole_text(config, n, data):
     model = build(config)
     ids = torch.randint(0, 11, (1, n))
     shorter = data.draw(st.integers(1, n), label="shorter")
@@ -60,32 +60,37 @@ def test_a_prefix_predicts_what_the_whole_does(config, n, data):
 
 @settings(max_examples=200)
 @given(config=model_configs(), n=st.integers(2, 40))
-def test_fused_and_plain_attention_train_alike(config, n):
-    fused, plain = (build(config | {"use_flash_attn": flag}).double() for flag in (True, False))
+def test_every_backend_trains_like_plain_attention(config, n):
     ids = torch.randint(0, 11, (2, n))
-    losses = [model(ids, return_loss=True)[0] for model in (fused, plain)]
-    torch.testing.assert_close(*losses)
-    for loss in losses:
+    plain = build(config | {"attention": "plain"}).double()
+    plain_loss = plain(ids, return_loss=True)[0]
+    plain_loss.backward()
+    for backend in ("auto", "sdpa", "block_local"):
+        model = build(config | {"attention": backend}).double()
+        loss = model(ids, return_loss=True)[0]
+        torch.testing.assert_close(loss, plain_loss)
         loss.backward()
-    for p, q in zip(fused.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, atol=1e-9, rtol=1e-6)
+        for p, q in zip(model.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(p.grad, q.grad, atol=1e-9, rtol=1e-6)
 
 
 @given(config=model_configs(), n=st.integers(2, 20))
-def test_the_loss_is_its_parts_weighted(config, n):
+def test_the_loss_is_the_weighted_sum_of_its_parts(config, n):
     model = build(config)
     ids = torch.randint(0, 11, (2, n + 1))
     loss, losses = model(ids, return_loss=True)
     logits = model(ids[:, :-1])
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(losses.cross_entropy, cross_entropy.detach())
-    embeds, x = model.embed(ids[:, :-1]), model.token_emb(ids[:, :-1])
+    inputs = ids[:, :-1]
+    outputs = model.run_levels(model.embed_bytes(inputs, None), inputs.shape[1])
+    byte_embeddings = model.embedding.byte_emb(inputs)
     expected = cross_entropy
     for name, option in LOSSES.items():
         weights = model.config.per_level(option)
         built = {i for i, c in enumerate(config["hierarchies"]) if weights[i] and (c > 1 or name == "next_latent")}
         assert {int(i) for i in model.losses[name]} == built if built else name not in model.losses
-        parts = {i: model.losses[name][str(i)](embeds[str(i)], ids[:, :-1], ids[:, 1:], x) for i in built}
+        parts = {i: model.losses[name][str(i)](outputs[i], inputs, ids[:, 1:], byte_embeddings) for i in built}
         expected = expected + sum(weights[i] * part for i, part in parts.items())
         by_level = {f"{name}/{config['hierarchies'][i]}x": part.detach() for i, part in parts.items()}
         torch.testing.assert_close({k: v for k, v in losses.by_level.items() if k.startswith(f"{name}/")}, by_level)
@@ -98,7 +103,7 @@ def test_the_loss_is_its_parts_weighted(config, n):
 
 
 @given(config=model_configs())
-def test_every_parameter_learns(config):
+def test_every_parameter_gets_a_gradient(config):
     model = build(config)
     model(torch.randint(0, 11, (2, 25)), return_loss=True)[0].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
@@ -106,7 +111,7 @@ def test_every_parameter_learns(config):
 
 @pytest.mark.filterwarnings("error")
 @given(config=model_configs(), n=st.integers(4, 20))
-def test_autocast_computes_the_same_less_exactly(config, n):
+def test_autocast_gives_the_same_losses_approximately(config, n):
     model = HierarchicalTransformer(**config | {"num_rollouts": 1}).eval()
     ids = torch.randint(0, 11, (2, n + 1))
     exact, _ = model(ids, return_loss=True)
@@ -118,11 +123,11 @@ def test_autocast_computes_the_same_less_exactly(config, n):
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
-def test_ngrams_are_left_out_whole_each_by_itself_and_only_in_training():
+def test_ngram_dropout_drops_whole_embeddings_independently_and_only_in_training():
     config = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8, "ngrams": (2, 3), "ngram_dropout": 0.25}
     model, seen = build(config), []
-    torch.nn.init.zeros_(model.token_emb.weight)
-    for emb, value in zip(model.ngram_embs, (3.0, 30.0), strict=True):
+    torch.nn.init.zeros_(model.embedding.byte_emb.weight)
+    for emb, value in zip(model.embedding.ngram_embs, (3.0, 30.0), strict=True):
         torch.nn.init.constant_(emb.weight, value)
     model.levels[0].compress.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     for training in (False, True):
@@ -130,12 +135,12 @@ def test_ngrams_are_left_out_whole_each_by_itself_and_only_in_training():
     whole, thinned = seen
     assert (whole == 33).all()
     values, counts = thinned.unique(return_counts=True)
-    torch.testing.assert_close(values, torch.tensor([0.0, 4.0, 40.0, 44.0]))  # kept ones make up for those left out
+    torch.testing.assert_close(values, torch.tensor([0.0, 4.0, 40.0, 44.0]))  # those that are kept are scaled up
     torch.testing.assert_close(counts / counts.sum(), torch.tensor([1, 3, 3, 9]) / 16, atol=0.03, rtol=0)
-    assert (thinned == thinned[..., :1]).all()  # all channels of an n-gram, or none
+    assert (thinned == thinned[..., :1]).all()  # all channels of an n-gram, or none of them
 
 
-def test_a_loss_of_weight_0_builds_nothing_and_runs_nothing():
+def test_a_loss_of_weight_0_builds_nothing_and_costs_nothing():
     with_losses = dict.fromkeys(LOSSES.values(), 0.5)
     without = build({"hierarchies": (1, 4), "dim": 8, "seq_len": 16, **dict.fromkeys(LOSSES.values(), 0.0)})
     never = build({"hierarchies": (1, 4), "dim": 8, "seq_len": 16})
@@ -221,6 +226,6 @@ def test_the_same_generator_gives_the_same_bytes():
         ({"depth": 3, "hierarchies": 1}, ""),
     ],
 )
-def test_levels_are_merged_where_one_listens_before_the_next_merge(config, merges):
+def test_merges_come_before_each_layer_of_a_target_and_at_the_end(config, merges):
     model = build({"dim": 8, "heads": 1, "dim_head": 4, "seq_len": 8, "hierarchies": (1, 4)} | config)
     assert [*model.merges] == list(merges)

@@ -32,13 +32,13 @@ def test_cached_logits_are_those_of_the_full_pass(config, data):
 
 @pytest.mark.parametrize("prefill", [1, 20, 71])
 def test_words_are_looked_up_from_the_cache_as_in_the_full_pass(prefill):
-    lookups = {"matches": (2,), "word_matches": (0, 1, 2), "match_places": 2}
+    lookups = {"matches": (2,), "word_matches": (0, 1, 2), "matches_per_context": 2}
     model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 24} | lookups)
     ids = torch.tensor(list(b"ab .A\xc3"))[torch.randint(0, 6, (8, 72))]
     with torch.inference_mode():
         full = model(ids)
         pieces = in_pieces(model, ids, prefill)
-        nn.init.zeros_(model.match_emb.weight[2 * 257 :])
+        nn.init.zeros_(model.embedding.match_emb.weight[2 * 257 :])
         assert not torch.equal(model(ids), full)  # of the words something was found
     torch.testing.assert_close(pieces, full, atol=1e-4, rtol=1e-4)
 

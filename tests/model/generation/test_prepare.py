@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from model.generation.prepare import FEW, SlicedLinear, lay_out_for_decoding
+from model.generation.prepare import FEW_ROWS, SlicedLinear, prepare_for_generation
 from tests.model.test_transformer import build
 
 SMALL = {"dim": 8, "heads": 2, "dim_head": 4, "depth": 2, "seq_len": 16, "hierarchies": (1, 4)}
@@ -22,8 +22,8 @@ def test_a_model_laid_out_for_decoding_says_the_same(threads, count, compress):
     model = build(SMALL | {"compress_type": compress})
     ids, parameters = torch.randint(0, 256, (2, 40)), sum(p.numel() for p in model.parameters())
     logits, drawn = model(ids), model.generate(ids, 40, temperature=0)
-    lay_out_for_decoding(model)
-    lay_out_for_decoding(model)
+    prepare_for_generation(model)
+    prepare_for_generation(model)
     assert any(isinstance(module, SlicedLinear) for module in model.modules())
     assert any(not p.is_contiguous() for p in model.parameters())
     assert sum(p.numel() for p in model.parameters()) == parameters  # nothing is kept twice
@@ -32,7 +32,7 @@ def test_a_model_laid_out_for_decoding_says_the_same(threads, count, compress):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(1, 1, 6), (3, 1, 6), (2, 5, 6), (2, FEW, 6)])
+@pytest.mark.parametrize("shape", [(1, 1, 6), (3, 1, 6), (2, 5, 6), (2, FEW_ROWS, 6)])
 def test_slices_are_the_linear_map(threads, bias, shape):
     threads(2)
     linear, x = nn.Linear(6, 10, bias=bias), torch.randn(shape)

@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import Cache
-from model.generation.prepare import lay_out_for_decoding
-from model.generation.replay import Replayed, make_static, static_step, tensors
+from model.generation.prepare import prepare_for_generation
+from model.generation.replay import StepRecorder, make_static, static_step, tensors
 from tests.model.generation.test_cache import in_pieces
 from tests.model.strategies import model_configs
 from tests.model.test_transformer import build
 
 WORDS = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 24, "hierarchies": (1, 4), "ngrams": (2, 3)}
-WORDS |= {"matches": (2, 5), "word_matches": (0, 1, 2), "match_places": 2}
+WORDS |= {"matches": (2, 5), "word_matches": (0, 1, 2), "matches_per_context": 2}
 
 
 def check_static_steps(model, ids, prefill):
@@ -48,9 +48,9 @@ def test_compiled_steps_are_those_of_the_full_pass():
     model, ids = build(WORDS), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (2, 72))]
     with torch.inference_mode():
         full = model(ids)
-    lay_out_for_decoding(model, compiled=True)
-    lay_out_for_decoding(model, compiled=True)
-    assert isinstance(model.forward, Replayed)
+    prepare_for_generation(model, compiled=True)
+    prepare_for_generation(model, compiled=True)
+    assert isinstance(model.forward, StepRecorder)
     for rows, prefill, known in ((2, 5, 2), (2, 30, 2), (1, 7, 4)):  # another text is not compiled again
         torch.testing.assert_close(in_pieces(model, ids[:rows], prefill), full[:rows], atol=1e-4, rtol=1e-4)
         assert len(model.forward.compiled) == known  # with level 4x and without, for so many rows
@@ -60,6 +60,6 @@ def test_compiled_steps_are_those_of_the_full_pass():
 
 def test_xpos_is_not_replayed():
     model = build(WORDS | {"rotary_xpos": True})
-    lay_out_for_decoding(model, compiled=True)
+    prepare_for_generation(model, compiled=True)
     model.generate(torch.zeros(1, 9, dtype=torch.long), 20)
     assert model.forward.compiled == {}

@@ -1,0 +1,73 @@
+"""Multi-head attention of one level: projections, rotary positions, chains, and the ring of keys in generation."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from model.attend import Attend
+from model.config import LevelConfig, ModelConfig
+from model.generation.cache import BlockCache
+from model.kv_ring import KVRing
+from model.rotary import rotate
+
+
+class UnitPosition(NamedTuple):
+    """Where a single token stands in generation: its chain, and its index there (a tensor (1) in recorded steps)."""
+
+    chain: int
+    index: int | Tensor
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with rotary positions: (b n d) -> (b n d).
+
+    Where the stride is below the compression it is axial: tokens of the same residue modulo c / s form a chain, and
+    each chain attends to itself.
+    """
+
+    def __init__(self, level: LevelConfig, config: ModelConfig):
+        super().__init__()
+        self.heads = level.heads
+        self.kv_heads = level.kv_heads
+        self.chains = level.chains
+        self.window = level.window
+
+        rotated_heads = level.heads + level.kv_heads
+        self.norm = nn.RMSNorm(level.dim)
+        self.to_qkv = nn.Linear(level.dim, (rotated_heads + level.kv_heads) * level.dim_head, bias=False)
+        self.qk_norm_weight = nn.Parameter(torch.ones(rotated_heads, 1, level.dim_head)) if config.qk_norm else None
+        self.attend = Attend(causal=True, window_size=level.window, backend=config.attention)
+        self.to_out = nn.Linear(level.heads * level.dim_head, level.dim, bias=False)
+
+    def forward(
+        self, x: Tensor, cos_sin: Tensor, cache: BlockCache | None = None, position: UnitPosition | None = None
+    ) -> Tensor:
+        # Queries and keys stay in one tensor until both are normed and rotated.
+        qkv = rearrange(self.to_qkv(self.norm(x)), "b n (h d) -> b h n d", h=self.heads + 2 * self.kv_heads)
+        qk, v = qkv.split((self.heads + self.kv_heads, self.kv_heads), dim=1)
+        if self.qk_norm_weight is not None:
+            qk = (F.rms_norm(qk.float(), qk.shape[-1:]) * self.qk_norm_weight).type_as(qk)
+        q, k = rotate(qk, cos_sin).split((self.heads, self.kv_heads), dim=1)
+
+        if cache is not None and position is not None:
+            ring = cache.rings[position.chain]
+            keys, values, mask = ring.update(k, v, position.index)
+            out = self.attend(q, keys, values, mask)
+        else:
+            out = self.attend_within_chains(q, k, v)
+            if cache is not None:
+                cache.rings = KVRing.prefill(k, v, self.window, self.chains)
+        return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
+
+    def attend_within_chains(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Attention in each chain: q, k, v (b h n d) -> (b h n d)."""
+        if self.chains == 1:
+            return self.attend(q, k, v)
+        n = q.shape[-2]
+        padded = (F.pad(t, (0, 0, 0, -n % self.chains)) for t in (q, k, v))
+        q, k, v = (rearrange(t, "b h (n chain) d -> (b chain) h n d", chain=self.chains) for t in padded)
+        out = self.attend(q, k, v)
+        return rearrange(out, "(b chain) h n d -> b h (n chain) d", chain=self.chains)[:, :, :n]

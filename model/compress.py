@@ -1,0 +1,80 @@
+"""How a level turns the bytes' embeddings into its first tokens."""
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from model.attend import Attend
+from model.config import LevelConfig
+
+
+class Compress(nn.Module):
+    """Embeddings of bytes to a level's tokens. Token k is made of the c bytes up to the end of unit k.
+
+    `compress_type` is one of: "conv", a causal convolution of kernel c, SiLU, and a linear map; "mean", the mean of the
+    c bytes and a linear map; "attention", see `ChunkAttention`. With c = 1 it is a linear map, or nothing if the widths
+    are equal.
+
+    Args:
+        dim_in: width of the bytes' embeddings.
+    """
+
+    def __init__(self, dim_in: int, level: LevelConfig):
+        super().__init__()
+        self.compression = level.compression
+        self.segments = level.segments
+        self.type = level.compress_type
+        self.net = self._build(dim_in, level)
+
+    def _build(self, dim_in: int, level: LevelConfig) -> nn.Module:
+        if level.compression == 1:
+            return nn.Identity() if dim_in == level.dim else nn.Linear(dim_in, level.dim, bias=False)
+        if level.compress_type == "mean":
+            return nn.Linear(dim_in, level.dim)
+        if level.compress_type == "attention":
+            return ChunkAttention(dim_in, level)
+
+        # A convolution over chunks that are cut out first is one matrix product.
+        hidden = max(1, round(level.dim * level.compress_mult))
+        return nn.Sequential(
+            nn.Linear(level.compression * dim_in, hidden),
+            nn.SiLU(),
+            nn.Linear(hidden, level.dim),
+        )
+
+    def forward(self, x: Tensor, n: int) -> Tensor:
+        """Compress the last n of the embeddings x (b at least c-1+n d_in), the others come before them: (b k d)."""
+        x = x[:, x.shape[1] - n - self.compression + 1 :]
+        if self.compression == 1:
+            return self.net(self.segments.down(x))
+
+        chunks = self.segments.windows(x, self.compression)  # (b k d_in c)
+        if self.type == "mean":
+            return self.net(chunks.mean(dim=-1))
+        if self.type == "attention":
+            return self.net(rearrange(chunks, "b k d c -> b k c d"))
+        return self.net(rearrange(chunks, "b k d c -> b k (c d)"))
+
+
+class ChunkAttention(nn.Module):
+    """The last byte of each chunk attends to all bytes of the chunk: (b k c d_in) -> (b k d)."""
+
+    def __init__(self, dim_in: int, level: LevelConfig):
+        super().__init__()
+        self.heads = level.heads
+        inner = level.heads * level.dim_head
+        self.to_q = nn.Linear(dim_in, inner, bias=False)
+        self.to_kv = nn.Linear(dim_in, 2 * inner, bias=False)
+        self.position = nn.Parameter(torch.randn(level.compression, inner) * inner**-0.5)
+        self.attend = Attend()
+        self.to_token = nn.Linear(inner, level.dim)
+
+    def forward(self, chunks: Tensor) -> Tensor:
+        q = self.to_q(chunks[:, :, -1])
+        k, v = self.to_kv(chunks).chunk(2, dim=-1)
+        k = k + self.position.to(k)
+
+        q = rearrange(q, "b k (h d) -> (b k) h 1 d", h=self.heads)
+        k, v = (rearrange(t, "b k c (h d) -> (b k) h c d", h=self.heads) for t in (k, v))
+        out = rearrange(self.attend(q, k, v), "(b k) h 1 d -> b k (h d)", b=len(chunks))
+        return self.to_token(out)

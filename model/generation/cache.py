@@ -1,0 +1,118 @@
+"""The state of generation: everything that the model keeps between one byte and the next."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from model.kv_ring import KVRing
+
+
+@dataclass
+class BlockCache:
+    """What one block keeps. Token shifts keep the second half of the channels of the last tokens, one of each chain."""
+
+    attention_shift: Tensor | None = None
+    """(b chains d/2)"""
+    feedforward_shift: Tensor | None = None
+    """(b chains d/2)"""
+    rings: dict[int, KVRing] = field(default_factory=dict)
+    """keys and values, by chain"""
+
+
+@dataclass
+class LevelCache:
+    """What one level keeps."""
+
+    blocks: dict[int, BlockCache] = field(default_factory=dict)
+    """by layer"""
+    xpos_origin: int = 0
+    """token at which the scale of xPos is 1"""
+
+
+@dataclass
+class MergeCache:
+    """What one merge keeps of each level, for the bytes at which the level does not run."""
+
+    projected: dict[int, Tensor] = field(default_factory=dict)
+    """the level's part of the first linear map, (b 1 hidden)"""
+    sums_of_squares: dict[int, Tensor] = field(default_factory=dict)
+    """its part of the RMSNorm, (b 1 1)"""
+
+
+@dataclass
+class Cache:
+    """Generation cache: `logits = model(ids, cache=cache)`.
+
+    The first call (prefill) takes any number of bytes, each later call one byte a row. A level runs only when one of
+    its units ends; in between, its last output is reused. Logits are those of a full pass over all bytes so far.
+
+    The contract: every tensor has the batch as its first dimension, and keeps its shape from the second call on.
+    """
+
+    length: int = 0
+    """bytes read so far, in each row"""
+    position: Tensor | None = None
+    """the length as a tensor (1), once steps are recorded (model/generation/replay.py); else None"""
+    recent_ids: Tensor | None = None
+    """the last bytes, as many as lookups need, (b n)"""
+    recent_embeddings: Tensor | None = None
+    """embeddings of the last bytes, as many as the compressions need, (b c-1 d)"""
+    levels: dict[int, LevelCache] = field(default_factory=dict)
+    merges: dict[int, MergeCache] = field(default_factory=dict)
+    """by layer"""
+    logits: dict[int, Tensor] = field(default_factory=dict)
+    """each predicting level's part of the logits, (b 1 num_tokens)"""
+    recorded: dict = field(default_factory=dict)
+    """recorded steps, which belong to the tensors of this object alone"""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no byte has been read."""
+        return self.length == 0
+
+    @property
+    def offset(self) -> int | Tensor:
+        """The length, as a tensor if steps are recorded."""
+        return self.length if self.position is None else self.position
+
+    def advance(self, n: int) -> None:
+        """Count n more bytes."""
+        self.length += n
+        if self.position is not None:
+            self.position = self.position + n
+
+    def copy(self) -> "Cache":
+        """An independent copy: what is read through one of them does not change the other."""
+        return self._map(Tensor.clone)
+
+    def expand(self, rows: int) -> "Cache":
+        """An independent copy with each row repeated `rows` times, to draw several samples of one prompt."""
+        return self._map(lambda t: t.repeat_interleave(rows, dim=0))
+
+    def _map(self, function: Callable[[Tensor], Tensor]) -> "Cache":
+        position = None if self.position is None else self.position.clone()
+        rows = replace(self, position=None, recorded={})
+        return replace(map_tensors(rows, function), position=position)
+
+
+def map_tensors(state: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of nested dataclasses and dicts, with `function` applied to each tensor."""
+    if isinstance(state, Tensor):
+        return function(state)
+    if isinstance(state, dict):
+        return {key: map_tensors(value, function) for key, value in state.items()}
+    if is_dataclass(state) and not isinstance(state, type):
+        return replace(state, **{each.name: map_tensors(getattr(state, each.name), function) for each in fields(state)})
+    return state
+
+
+def tensor_slots(state: Any) -> Iterator[tuple[dict, Any]]:
+    """Where the tensors of nested dataclasses and dicts are stored: (dict, key) of each, in a fixed order."""
+    values = state if isinstance(state, dict) else vars(state)
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            yield values, key
+        elif isinstance(value, dict) or is_dataclass(value):
+            yield from tensor_slots(value)

@@ -1,0 +1,77 @@
+"""How a level cuts the byte stream into units.
+
+A unit is a run of bytes that a level turns into one token. Everything that depends on where units end asks the level's
+segments: compression, merges, losses, the generation cache and the summary of a run.
+
+Every unit ends at a byte that has already been read. Whatever is computed from a unit is therefore causal for the bytes
+from its last byte on.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FixedStride:
+    """Units that end at every `stride`-th byte: unit k ends at byte k · stride, the same in each row of a batch.
+
+    The first unit is byte 0 alone, so that every byte has a unit to read.
+    """
+
+    stride: int
+
+    # A whole text, or the first pass of generation.
+
+    def count(self, n: int) -> int:
+        """Number of units in n bytes."""
+        return ceil(n / self.stride)
+
+    def down(self, x: Tensor) -> Tensor:
+        """Bytes to units: features (b n …) at the last byte of each unit, (b k …)."""
+        return x[:, :: self.stride]
+
+    def windows(self, x: Tensor, size: int) -> Tensor:
+        """The `size` bytes up to the end of each unit, oldest first: (b size-1+n …) -> (b k … size).
+
+        The first size - 1 entries of x come before the first byte.
+        """
+        return x.unfold(1, size, self.stride)
+
+    def up(self, units: Tensor, n: int) -> Tensor:
+        """Units to bytes: (b k d) -> (b n d). Byte t reads unit ⌊t / stride⌋, the latest one that has ended."""
+        return repeat(units, "b k d -> b (k s) d", s=self.stride)[:, :n]
+
+    # One byte of generation.
+
+    def ends_unit(self, byte: int) -> bool:
+        """Whether a unit ends at this byte."""
+        return byte % self.stride == 0
+
+    def unit(self, byte: int | Tensor) -> int | Tensor:
+        """Index of the latest unit that has ended at this byte."""
+        return byte // self.stride
+
+
+def align(units: Tensor, source: FixedStride, target: FixedStride, n: int) -> Tensor:
+    """Read one level's units at the unit ends of another level over the same n bytes: (b k d) -> (b j d).
+
+    Equals `target.down(source.up(units, n))`, without going through all n bytes.
+    """
+    if source.stride == target.stride:
+        return units
+    if source.stride % target.stride == 0:
+        repeated = repeat(units, "b k d -> b (k r) d", r=source.stride // target.stride)
+        return repeated[:, : target.count(n)]
+    if target.stride % source.stride == 0:
+        return units[:, :: target.stride // source.stride]
+    ends = torch.arange(target.count(n), device=units.device) * target.stride
+    return units[:, ends // source.stride]
+
+
+def coarser(one: FixedStride, other: FixedStride) -> FixedStride:
+    """The segments with fewer units."""
+    return max(one, other, key=lambda segments: segments.stride)
