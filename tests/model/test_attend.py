@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import Attend
-from model.flex import flex_attention, window_blocks
+from model.attend import BACKENDS
+from model.flex import blocked_attention, window_blocks
 
 
 def by_hand(q, k, v, causal, window, mask):
@@ -137,13 +138,13 @@ def test_flex_attention_sees_the_same_window(n, window, kind):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, n, 16), torch.randn(2, 2, n, 16), torch.randn(2, 2, n, 16)
     mask = draw_mask(kind, 2, n)
-    out = flex_attention(q, k, v, window_blocks(n, window, q.device), mask)
+    out = blocked_attention(q, k, v, window_blocks(n, window, q.device), mask)
     plain = Attend(causal=True, window_size=window)(q, k, v, mask)
     torch.testing.assert_close(out, plain, atol=1e-5, rtol=0)
 
 
 def test_flex_attention_compiles_with_its_cached_blocks():
-    compiled = torch.compile(flex_attention)
+    compiled = torch.compile(blocked_attention)
     for n in (200, 330):
         q, k, v = (torch.randn(1, 2, n, 16) for _ in range(3))
         out = compiled(q, k, v, window_blocks(n, 40, q.device), None)
@@ -151,11 +152,11 @@ def test_flex_attention_compiles_with_its_cached_blocks():
     assert window_blocks(330, 40, q.device) is window_blocks(330, 40, q.device)
 
 
-def test_the_kernel_follows_from_shapes_and_device():
+def test_auto_chooses_by_shape_and_device():
     fused = Attend(causal=True, use_flash_attn=True, window_size=8)
     single, half = torch.float32, torch.bfloat16
     assert fused.backend_for(64, 64, 16, "cuda", half) == "flex"
-    assert fused.backend_for(64, 64, 8, "cuda", half) == fused.backend_for(64, 64, 16, "cpu", half) == "block-local"
+    assert fused.backend_for(64, 64, 8, "cuda", half) == fused.backend_for(64, 64, 16, "cpu", half) == "block_local"
     assert fused.backend_for(8, 8, 16, "cuda", half) == fused.backend_for(2, 64, 16, "cuda", half) == "sdpa"
     assert fused.backend_for(1, 64, 16, "cuda", half) == "plain"
     assert fused.backend_for(8, 8, 16, "cpu", single) == fused.backend_for(1, 64, 16, "cpu", half) == "sdpa"
@@ -163,7 +164,34 @@ def test_the_kernel_follows_from_shapes_and_device():
     assert Attend(causal=True, window_size=8).backend_for(64, 64, 16, "cuda", half) == "plain"
 
 
-def test_illegal_windows_are_named():
-    for options in ({"causal": True, "window_size": 0}, {"causal": False, "window_size": 4}):
-        with pytest.raises(ValueError, match="window_size: got"):
-            Attend(**options)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_a_forced_backend_computes_every_shape_that_it_can(name):
+    forced = Attend(causal=True, window_size=8, backend=name)
+    assert forced.backend_for(64, 64, 16, "cpu", torch.float32) == name
+    one_query = forced.backend_for(1, 64, 16, "cpu", torch.float32)
+    assert one_query == ("sdpa" if name in ("block_local", "flex") else name)
+
+
+@pytest.mark.parametrize("name", ["plain", "sdpa", "block_local"])
+@pytest.mark.parametrize("window", [None, 5, 100])
+def test_forced_backends_agree(name, window):
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 3, 70, 8) for _ in range(3))
+    mask = torch.rand(2, 70) < 0.7
+    for given_mask in (None, mask):
+        out = Attend(causal=True, window_size=window, backend=name)(q, k, v, given_mask)
+        expected = by_hand(q, k, v, True, window, given_mask)
+        torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"causal": True, "window_size": 0}, "window_size: got 0, allowed: 1 or above"),
+        ({"causal": False, "window_size": 4}, "window_size needs causal=True"),
+        ({"backend": "fast"}, "backend: got fast, allowed: auto, plain, sdpa, block_local, flex"),
+    ],
+)
+def test_illegal_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        Attend(**options)

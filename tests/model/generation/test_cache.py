@@ -20,7 +20,7 @@ def in_pieces(model, ids, prefill):
 
 @settings(max_examples=200)
 @given(config=model_configs(), data=st.data())
-def test_cached_logits_are_those_of_the_full_pass(config, data):
+def test_cached_logits_equal_a_full_pass(config, data):
     model = build(config)
     total = 3 * config["seq_len"]
     prefill = data.draw(st.integers(1, total), label="prefill")
@@ -31,7 +31,7 @@ def test_cached_logits_are_those_of_the_full_pass(config, data):
 
 
 @pytest.mark.parametrize("prefill", [1, 20, 71])
-def test_words_are_looked_up_from_the_cache_as_in_the_full_pass(prefill):
+def test_word_matches_from_the_cache_equal_those_of_a_full_pass(prefill):
     lookups = {"matches": (2,), "word_matches": (0, 1, 2), "matches_per_context": 2}
     model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 24} | lookups)
     ids = torch.tensor(list(b"ab .A\xc3"))[torch.randint(0, 6, (8, 72))]
@@ -39,7 +39,7 @@ def test_words_are_looked_up_from_the_cache_as_in_the_full_pass(prefill):
         full = model(ids)
         pieces = in_pieces(model, ids, prefill)
         nn.init.zeros_(model.embedding.match_emb.weight[2 * 257 :])
-        assert not torch.equal(model(ids), full)  # of the words something was found
+        assert not torch.equal(model(ids), full)  # some word matched
     torch.testing.assert_close(pieces, full, atol=1e-4, rtol=1e-4)
 
 
@@ -63,8 +63,8 @@ def test_xpos_does_not_overflow_however_long_the_text():
         model(ids[:, :1], cache=cache)
         for t in range(1, 9000):
             logits = model(ids[:, t : t + 1], cache=cache)
-        fresh = model(ids[:, -40:])  # further back than the model sees
-    assert cache[model.levels[0]] > 4000
+        fresh = model(ids[:, -40:])  # more bytes than the model can see
+    assert cache.levels[0].xpos_origin > 4000
     torch.testing.assert_close(logits[:, -1], fresh[:, -1], atol=1e-4, rtol=1e-4)
 
 
@@ -74,3 +74,49 @@ def test_a_cache_takes_one_byte_at_a_time():
     model(torch.zeros(1, 3, dtype=torch.long), cache=cache)
     with pytest.raises(ValueError, match="ids: got 2 bytes a row, allowed: 1"):
         model(torch.zeros(1, 2, dtype=torch.long), cache=cache)
+
+
+@settings(max_examples=60)
+@given(config=model_configs(), data=st.data())
+def test_a_copy_and_its_original_do_not_change_each_other(config, data):
+    model = build(config)
+    ids = torch.randint(0, 11, (2, 30))
+    prefill = data.draw(st.integers(1, 20), label="prefill")
+    with torch.inference_mode():
+        original = Cache()
+        model(ids[:, :prefill], cache=original)
+        copy = original.copy()
+        other = torch.randint(0, 11, (2, 11))
+        for t in range(10):  # the copy reads another text in between
+            model(other[:, t : t + 1], cache=copy)
+        assert original.length == prefill and copy.length == prefill + 10
+        steps = [model(ids[:, t : t + 1], cache=original) for t in range(prefill, 30)]
+        last_of_copy = model(other[:, 10:], cache=copy)
+        full = model(ids)
+        full_of_copy = model(torch.cat((ids[:, :prefill], other), dim=1))
+    torch.testing.assert_close(torch.cat(steps, dim=1), full[:, prefill:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last_of_copy[:, -1], full_of_copy[:, -1], atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=60)
+@given(config=model_configs(), rows=st.integers(1, 3), data=st.data())
+def test_expanded_rows_continue_independently(config, rows, data):
+    model = build(config)
+    prefill = data.draw(st.integers(1, 20), label="prefill")
+    prompts = torch.randint(0, 11, (2, prefill))
+    new = torch.randint(0, 11, (2 * rows, 12))
+    with torch.inference_mode():
+        cache = Cache()
+        model(prompts, cache=cache)
+        expanded = cache.expand(rows)
+        steps = [model(new[:, t : t + 1], cache=expanded) for t in range(12)]
+        full = model(torch.cat((prompts.repeat_interleave(rows, dim=0), new), dim=1))
+    torch.testing.assert_close(torch.cat(steps, dim=1), full[:, prefill:], atol=1e-4, rtol=1e-4)
+
+
+def test_a_new_cache_is_empty_and_counts_its_bytes():
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8})
+    cache = Cache()
+    assert cache.is_empty
+    model(torch.zeros(1, 3, dtype=torch.long), cache=cache)
+    assert not cache.is_empty and cache.length == cache.offset == 3

@@ -1,4 +1,4 @@
-"""What a GPU records, run as it is; tests/gpu replays it."""
+"""Static steps, which a GPU records, run without recording; tests/gpu replays them."""
 
 import pytest
 import torch
@@ -6,8 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import Cache
+from model.generation.cache import tensor_slots
 from model.generation.prepare import prepare_for_generation
-from model.generation.replay import StepRecorder, make_static, static_step, tensors
+from model.generation.replay import StepRecorder, make_static, static_step
 from tests.model.generation.test_cache import in_pieces
 from tests.model.strategies import model_configs
 from tests.model.test_transformer import build
@@ -17,7 +18,7 @@ WORDS |= {"matches": (2, 5), "word_matches": (0, 1, 2), "matches_per_context": 2
 
 
 def check_static_steps(model, ids, prefill):
-    """Logits of static steps are those of usual ones, and all that is kept stays where it is."""
+    """Static steps give the logits of ordinary ones, and every tensor of the cache keeps its address."""
     usual, static, places = Cache(), Cache(), None
     with torch.inference_mode():
         for cache in (usual, static):
@@ -26,39 +27,39 @@ def check_static_steps(model, ids, prefill):
         for t in range(prefill, ids.shape[1]):
             logits = static_step(model, ids[:, t : t + 1], static)
             torch.testing.assert_close(logits, model(ids[:, t : t + 1], cache=usual), atol=1e-5, rtol=1e-5)
-            now = [each.data_ptr() for value in static.values() for each in tensors(value)]
+            now = [holder[key].data_ptr() for holder, key in tensor_slots(static)]
             assert places in (None, now) or t == prefill + 1
             places = now
-    assert static.length == usual.length == int(static.position) and usual.position == usual.length
+    assert static.length == usual.length == int(static.position) and usual.position is None
 
 
 @settings(max_examples=60)
 @given(config=model_configs(rotary_xpos=False), data=st.data())
-def test_static_steps_are_the_usual_ones(config, data):
+def test_static_steps_equal_ordinary_steps(config, data):
     total = 3 * config["seq_len"]
     check_static_steps(build(config), torch.randint(0, 11, (2, total)), data.draw(st.integers(1, total)))
 
 
 @pytest.mark.parametrize("prefill", [1, 20, 71])
-def test_static_steps_look_up_what_the_usual_ones_do(prefill):
+def test_static_steps_find_the_same_matches(prefill):
     check_static_steps(build(WORDS), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (8, 90))], prefill)
 
 
-def test_compiled_steps_are_those_of_the_full_pass():
+def test_compiled_steps_equal_a_full_pass():
     model, ids = build(WORDS), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (2, 72))]
     with torch.inference_mode():
         full = model(ids)
     prepare_for_generation(model, compiled=True)
     prepare_for_generation(model, compiled=True)
     assert isinstance(model.forward, StepRecorder)
-    for rows, prefill, known in ((2, 5, 2), (2, 30, 2), (1, 7, 4)):  # another text is not compiled again
+    for rows, prefill, known in ((2, 5, 2), (2, 30, 2), (1, 7, 4)):  # another text reuses the compiled step
         torch.testing.assert_close(in_pieces(model, ids[:rows], prefill), full[:rows], atol=1e-4, rtol=1e-4)
         assert len(model.forward.compiled) == known  # with level 4x and without, for so many rows
     loss, _ = model(ids, return_loss=True)
     loss.backward()  # as before
 
 
-def test_xpos_is_not_replayed():
+def test_models_with_xpos_are_not_recorded():
     model = build(WORDS | {"rotary_xpos": True})
     prepare_for_generation(model, compiled=True)
     model.generate(torch.zeros(1, 9, dtype=torch.long), 20)

@@ -1,9 +1,10 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.generation.sampling import Sampling
+from model.generation.sampling import NOTHING, Sampling, row_generators
+from tests.model.strategies import model_configs
 from tests.model.test_transformer import build
 
 SMALL = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8}
@@ -46,8 +47,13 @@ def test_without_options_nothing_is_filtered():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": torch.zeros(1, 0, dtype=torch.long)}, r"prompt: got \[1, 0\], allowed: \(b n\) with at least"),
+        (
+            {"prompt": torch.zeros(1, 0, dtype=torch.long)},
+            r"prompt: got \[\[0\]\], allowed: \(b n\), or a list of \(n\), each with at",
+        ),
         ({"length": -1}, "length: got -1"),
+        ({"num_samples": 0}, "num_samples: got 0"),
+        ({"generator": [torch.Generator()] * 2}, "generator: got 2 generators, allowed: one for each of the 1 rows"),
         ({"temperature": -0.5}, "temperature: got -0.5"),
         ({"top_k": 0}, "top_k: got 0"),
         ({"top_p": 0.0}, "top_p: got 0.0"),
@@ -77,10 +83,63 @@ def test_a_stop_token_ends_a_row_and_the_last_one_ends_all():
         assert set(row[end:]) == {row[end]}
 
 
-def test_a_repetition_penalty_lowers_what_was_seen():
+def test_a_repetition_penalty_makes_seen_tokens_less_likely():
     logits = torch.tensor([[2.0, -2.0, 1.5, -1.0]])
     seen = torch.tensor([[True, True, False, False]])
     assert Sampling(temperature=0).draw(logits, seen, None).item() == 0
     assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, seen, None).item() == 2
     draws = torch.cat([Sampling(repetition_penalty=50.0).draw(logits, seen, None) for _ in range(300)])
     assert (draws == 1).sum() == 0
+
+
+def draw_prompts(data) -> list[torch.Tensor]:
+    lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4), label="prompt lengths")
+    return [torch.randint(0, 11, (length,)) for length in lengths]
+
+
+@settings(max_examples=60)
+@given(config=model_configs(), length=st.integers(1, 15), temperature=st.sampled_from([0.0, 1.0]), data=st.data())
+def test_prompts_of_different_lengths_get_what_each_gets_alone(config, length, temperature, data):
+    model = build(config)
+    prompts = draw_prompts(data)
+    options = {"temperature": temperature, "repetition_penalty": 1.3}
+    together = model.generate(prompts, length, generator=row_generators(5, len(prompts)), **options)
+    for row, prompt, generator in zip(together, prompts, row_generators(5, len(prompts)), strict=True):
+        alone = model.generate(prompt[None], length, generator=[generator], **options)
+        assert torch.equal(alone[0], row)
+
+
+@settings(max_examples=40)
+@given(config=model_configs(), samples=st.integers(1, 4), temperature=st.sampled_from([0.0, 1.0]), data=st.data())
+def test_samples_of_a_prompt_that_is_read_once_are_samples_drawn_alone(config, samples, temperature, data):
+    model = build(config)
+    prompts = draw_prompts(data)
+    rows = len(prompts) * samples
+    options = {"temperature": temperature, "top_k": 5}
+    together = model.generate(prompts, 12, num_samples=samples, generator=row_generators(2, rows), **options)
+    assert together.shape == (rows, 12)
+    for i, generator in enumerate(row_generators(2, rows)):
+        alone = model.generate(prompts[i // samples][None], 12, generator=[generator], **options)
+        assert torch.equal(alone[0], together[i])
+
+
+def test_a_prompt_is_read_once_for_all_samples():
+    model = build(SMALL)
+    passes = []
+    model.register_forward_hook(lambda module, args, output: passes.append(tuple(args[0].shape)))
+    model.generate(torch.zeros(1, 7, dtype=torch.long), 3, num_samples=4)
+    assert passes == [(1, 7), (4, 1), (4, 1)]
+
+
+def test_a_stream_says_nothing_for_rows_in_their_prompt_or_past_their_end():
+    model = build(SMALL)
+    prompts = [torch.zeros(2, dtype=torch.long), torch.zeros(5, dtype=torch.long)]
+    steps = torch.stack(list(model.stream(prompts, 4)), dim=1)
+    assert (steps == NOTHING).tolist() == [[False] * 4 + [True] * 3, [True] * 3 + [False] * 4]
+
+
+def test_rows_of_different_seeds_do_not_share_samples():
+    states = {tuple(torch.rand(4, generator=g).tolist()) for seed in range(20) for g in row_generators(seed, 20)}
+    assert len(states) == 400
+    first = row_generators(3, 1)[0].initial_seed()
+    assert first == torch.Generator().manual_seed(3).initial_seed()  # one sample is that of the plain seed
