@@ -1,4 +1,4 @@
-"""What each level adds to a model's predictions, found by leaving the level out."""
+"""What each level adds to a model's predictions, measured by replacing the level by its mean."""
 
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -7,63 +7,86 @@ import torch
 from torch import Tensor, nn
 
 from model import HierarchicalTransformer
-from model.levels import Merge, align
+from model.merge import Merge
+from model.segments import align
 
 
-def levels_to_leave_out(model: HierarchicalTransformer) -> list[int]:
-    """All levels, less one that predicts alone: without it there is no prediction."""
-    return [i for i in range(len(model.levels)) if model.heads != (i,)]
+def removable_levels(model: HierarchicalTransformer) -> list[int]:
+    """Levels that can be replaced: all, except one that predicts alone."""
+    return [i for i in range(len(model.levels)) if model.predicting_levels != (i,)]
+
+
+class RunningMean:
+    """Means over batch and positions of what modules pass on: values (b k d) -> (d)."""
+
+    def __init__(self):
+        self.sums: dict[nn.Module, Tensor] = {}
+        self.counts: dict[nn.Module, int] = {}
+
+    def add(self, module: nn.Module, values: Tensor) -> None:
+        total = values.sum(dim=(0, 1))
+        count = values.shape[0] * values.shape[1]
+        self.sums[module] = self.sums[module] + total if module in self.sums else total
+        self.counts[module] = self.counts.get(module, 0) + count
+
+    def means(self) -> dict[nn.Module, Tensor]:
+        return {module: total / self.counts[module] for module, total in self.sums.items()}
 
 
 @contextmanager
-def averaging(model: HierarchicalTransformer) -> Generator[dict[nn.Module, Tensor]]:
-    """Of the passes within, what the model's parts said on average over all positions, filled in at the end.
+def measure_means(model: HierarchicalTransformer) -> Generator[dict[nn.Module, Tensor]]:
+    """Average what levels pass on during the forward passes inside; the result is filled in at the end.
 
-    For each merge the mean of its normed concatenation (sum of dims), for each predicting level's last norm that of its
-    output (d).
+    For each merge, the mean of its normed concatenation (sum of dims). For the norm of each predicting level, the mean
+    of its output (d).
     """
-    sums: dict[nn.Module, Tensor] = {}
-    counts: dict[nn.Module, int] = {}
+    running = RunningMean()
     means: dict[nn.Module, Tensor] = {}
 
-    def add(module: nn.Module, t: Tensor) -> None:
-        sums[module] = sums.get(module, 0) + t.sum(dim=(0, 1))
-        counts[module] = counts.get(module, 0) + t.shape[0] * t.shape[1]
-
-    def of_merge(merge: Merge, inputs: tuple) -> None:
+    def add_merge_input(merge: Merge, inputs: tuple) -> None:
         tokens, n = inputs[:2]
-        levels = [align(tokens[i], stride, merge.stride, n) for i, stride in enumerate(merge.strides)]
-        add(merge, merge.norm(torch.cat(levels, dim=-1)))
+        aligned = [align(tokens[i], segments, merge.common, n) for i, segments in enumerate(merge.segments)]
+        running.add(merge, merge.norm(torch.cat(aligned, dim=-1)))
 
-    hooks = [merge.register_forward_pre_hook(of_merge) for merge in model.merges.values()]
-    hooks += [model.norms[str(i)].register_forward_hook(lambda norm, _, output: add(norm, output)) for i in model.heads]
+    def add_output(norm: nn.Module, inputs: tuple, output: Tensor) -> None:
+        running.add(norm, output)
+
+    hooks = [merge.register_forward_pre_hook(add_merge_input) for merge in model.merges.values()]
+    hooks += [model.norms[str(i)].register_forward_hook(add_output) for i in model.predicting_levels]
     try:
         yield means
     finally:
         for hook in hooks:
             hook.remove()
-    means |= {module: sums[module] / counts[module] for module in sums}
+    means.update(running.means())
 
 
 @contextmanager
-def without(model: HierarchicalTransformer, i: int, means: dict[nn.Module, Tensor]) -> Generator[None]:
-    """Within, level i says the same at every position, to every merge and to the logits: its mean, from `averaging`.
+def level_replaced_by_mean(
+    model: HierarchicalTransformer, i: int, means: dict[nn.Module, Tensor]
+) -> Generator[None]:
+    """Inside, level i passes its mean on at every position, to every merge and to the logits.
 
-    Neither its tokens nor zeros in their place: a merge divides all levels by their common root mean square, so that
-    zeros would make the other levels louder, and it has learned to build on what the level always says. Here that
-    division is as it was, and only what the level knows of the text is gone. A level that nothing listens to changes
-    nothing, to the bit. Weights and hooks are put back at the end.
+    The mean comes from `measure_means`. Zeros would not do: a merge divides all levels by their common root mean
+    square, so zeros would scale the other levels up, and later layers have learned to rely on the level's mean. Here
+    that division stays as it was, and only what the level knows about the text is gone. A level that nothing reads
+    changes nothing, bit for bit. Weights and hooks are restored at the end.
     """
     touched = [p for merge in model.merges.values() for p in (merge.norm.weight, merge.to_hidden.bias)]
-    saved, hooks = [p.detach().clone() for p in touched], []
+    saved = [p.detach().clone() for p in touched]
+    hooks = []
     try:
+        # In a merge: move the level's mean contribution into the bias, and its weights to zero.
         for merge in model.merges.values():
-            own = slice(sum(merge.dims[:i]), sum(merge.dims[: i + 1]))
+            first = sum(merge.dims[:i])
+            own = slice(first, first + merge.dims[i])
             merge.to_hidden.bias.data += merge.to_hidden.weight.data[:, own] @ means[merge][own]
             merge.norm.weight.data[own] = 0
-        if i in model.heads:
+
+        # In the logits: replace the level's output.
+        if i in model.predicting_levels:
             norm = model.norms[str(i)]
-            hooks.append(norm.register_forward_hook(lambda norm, _, output: means[norm].expand_as(output)))
+            hooks.append(norm.register_forward_hook(lambda norm, inputs, output: means[norm].expand_as(output)))
         yield
     finally:
         for p, value in zip(touched, saved, strict=True):
