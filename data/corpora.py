@@ -57,8 +57,8 @@ def open_corpus(config: DataConfig, seq_len: int | None = None) -> Corpus:
         seq_len: if given, every split must have at least one sequence of `seq_len` bytes and the byte after it.
 
     Raises:
-        UserError: if the corpus is missing, unreadable, damaged, empty or too small, or not the one that its name says;
-            or if the cache cannot be written.
+        UserError: if the corpus is missing, unreadable, damaged, empty, too small, or different from the corpus of that
+            name; or if the cache cannot be written.
     """
     corpus = READERS[config.name](config)
     if seq_len is None:
@@ -140,7 +140,7 @@ def _download(name: str, url: str) -> Path:
 
 
 def _files(config: DataConfig) -> Corpus:
-    """Read a file, all files of a folder, or what matches a glob, in the order of their paths."""
+    """Read a file, all files of a folder, or all matches of a glob, in the order of their paths."""
     assert config.path  # DataConfig checks it
     pattern = os.path.expanduser(config.path)
     matches = sorted(glob.glob(pattern, recursive=True)) or [pattern]

@@ -70,7 +70,7 @@ def _unpack_zstandard(path: Path) -> Iterator[bytes]:
                 if frame is None:
                     frame = zstandard.ZstdDecompressor().decompressobj()
                 yield frame.decompress(piece)
-                piece = frame.unused_data  # what follows the end of the frame
+                piece = frame.unused_data  # the bytes after the end of the frame
                 if frame.eof:
                     frame = None
     if frame is not None:

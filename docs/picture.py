@@ -10,7 +10,7 @@ from utils.files import write_text
 
 TEXT = "The cat sits."
 FOLLOWED = 9  # the position whose inputs and prediction are in colour
-COMPRESSION = STRIDE = 4  # of level 4x, which attends to all of its outputs so far
+COMPRESSION = STRIDE = 4  # level 4x attends to all of its outputs so far
 WINDOW = 4  # keys that a position of level 1x attends to, itself included
 POSITIONS = range(len(TEXT) - 1)
 

@@ -32,7 +32,7 @@ def encode(model: HierarchicalTransformer, text: np.ndarray) -> tuple[np.ndarray
 
     Returns:
         words: the compressed text, (w) uint32.
-        bits: what the model predicted that it costs, the sum of -log2 p(byte).
+        bits: the size that the model predicts, the sum of -log2 p(byte).
     """
     encoder = stream.queue.RangeEncoder()
     nats = 0.0

@@ -1,4 +1,4 @@
-"""An HTML page that shows what each byte of a text costs a model, the model's predictions, and what each level adds."""
+"""An HTML page with the cost of each byte of a text, the model's predictions, and the gain of each level."""
 
 import json
 import unicodedata
@@ -89,7 +89,7 @@ def measure(model: HierarchicalTransformer, text: np.ndarray) -> dict:
 
 
 def characters(text: bytes) -> list[tuple[str, int]]:
-    """Split UTF-8 into characters: for each one what the page shows, and its size in bytes.
+    """Split UTF-8 into characters: for each one the glyph on the page, and its size in bytes.
 
     Every character must be visible:
         - a byte of invalid UTF-8, or an ASCII control character: two hexadecimal digits, such as 0D;
@@ -105,7 +105,7 @@ def characters(text: bytes) -> list[tuple[str, int]]:
 
 
 def _glyph(character: str) -> str:
-    """What the page shows for a character."""
+    """The glyph of a character on the page."""
     code = ord(character)
     if 0xDC80 <= code <= 0xDCFF:  # surrogateescape maps an invalid byte 0x80 … 0xFF to these codes
         return f"{code - 0xDC00:02X}"
@@ -167,7 +167,8 @@ def write_heatmap(path: Path, model: HierarchicalTransformer, text: np.ndarray, 
         **measured,
     }
     data = json.dumps(page, separators=(",", ":"))
-    data = data.replace("<", "\\u003c")  # so that no text can close the script element that holds the data
+    # Escaped, because a text could otherwise close the script element that holds the data.
+    data = data.replace("<", "\\u003c")
     write_text(path, TEMPLATE.read_text(encoding="utf-8").replace("DATA", data, 1))
 
     figures = {"bits_per_byte": round(measured["bits_per_byte"], 5), "bytes": len(text)}

@@ -54,7 +54,7 @@ def writing_to(folder: Path) -> Generator[None]:
 
 
 def fresh_folder(path: Path) -> Path:
-    """Create an empty folder, and delete whatever an earlier run left in its place."""
+    """Create an empty folder, and delete anything that an earlier run left there."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path
