@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
-from data import batch, offsets, open_corpus
+from data import batch, open_corpus, sequence_starts
 from data.text import to_text
 from evaluation.bits_per_byte import validate
 from model import HierarchicalTransformer
@@ -189,7 +189,7 @@ def train_step(
     if healthy or accelerator.scaler is not None:  # a scaler skips the step itself, and lowers its scale
         optimizer.step()
     optimizer.zero_grad()
-    return figures if healthy else figures | {"offsets": offsets(len(data), seq_len, **which).tolist()}
+    return figures if healthy else figures | {"offsets": sequence_starts(len(data), seq_len, **which).tolist()}
 
 
 def sample(

@@ -1,6 +1,6 @@
-"""Bytes: corpora by name, mapped into memory, the batches and windows cut from them, and bytes as text."""
+"""Corpora by name, mapped into memory; training batches and scoring windows; conversion between bytes and text."""
 
-from data.batches import batch, offsets, scoring_windows, spread_windows
+from data.batches import batch, scoring_windows, sequence_starts, spread_windows
 from data.config import DataConfig
 from data.corpora import open_corpus
 from data.store import Corpus
@@ -10,9 +10,9 @@ __all__ = [
     "Corpus",
     "DataConfig",
     "batch",
-    "offsets",
     "open_corpus",
     "scoring_windows",
+    "sequence_starts",
     "show",
     "spread_windows",
     "to_ids",

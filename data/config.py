@@ -1,33 +1,38 @@
-"""Which bytes to read."""
+"""The settings of a corpus."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+from utils.checks import require
+
 
 @dataclass(frozen=True)
 class DataConfig:
-    """A corpus of bytes.
+    """Which corpus to read, and where to find it.
 
     Raises:
-        ValueError: when a field is missing that the corpus needs.
+        UserError: if a setting does not go with the corpus, or the corpus needs one that is missing.
     """
 
     name: Literal["enwik8", "text8", "files", "hub", "python"] = "python"
     """enwik8, text8, files of your own, a dataset of the Hugging Face hub, or the standard library of this Python"""
     path: str | None = None
-    """enwik8, text8: a file (fetched when null); files: a file, folder or glob; hub: a dataset's name or file"""
+    """enwik8, text8: a file (downloaded when null); files: a file, folder or glob; hub: a dataset's name or file"""
     head: bool = False
-    """let path hold only the beginning of enwik8; its figures are not those of enwik8"""
+    """accept a file with only the beginning of enwik8; its scores are not comparable with those of enwik8"""
     subset: str | None = None
-    """the dataset's configuration, for hub"""
+    """configuration (subset) of the dataset, for hub"""
     column: str = "text"
-    """the dataset's column that holds the text, for hub"""
+    """column of the dataset that holds the text, for hub"""
     cache_dir: str | None = None
-    """where unpacked corpora are kept; $XDG_CACHE_HOME or ~/.cache when null"""
+    """folder for unpacked corpora; byte-corpora in $XDG_CACHE_HOME or ~/.cache when null"""
 
     def __post_init__(self):
-        if self.name in ("files", "hub") and not self.path:
-            what = {"files": "a file, folder or glob", "hub": "the name or folder of a dataset"}[self.name]
-            raise ValueError(f"path: got {self.path}, allowed for name={self.name}: {what}")
-        if self.head and self.name != "enwik8":
-            raise ValueError(f"head: got true for name={self.name}, allowed: with name=enwik8")
+        needs_path = {"files": "a file, folder or glob", "hub": "the name or folder of a dataset"}
+        has_path = bool(self.path) or self.name not in needs_path
+        head_fits = not self.head or self.name == "enwik8"
+        require(
+            vars(self),
+            path=(has_path, f"{needs_path.get(self.name)} (name is {self.name})"),
+            head=(head_fits, f"only with name=enwik8 (name is {self.name})"),
+        )

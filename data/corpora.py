@@ -1,4 +1,4 @@
-"""The corpora by name: where their bytes come from, and how it is known that they are the right ones."""
+"""Open a corpus by name: find or download its bytes, check them, and store them in the cache."""
 
 import glob
 import hashlib
@@ -7,179 +7,256 @@ import os
 import sys
 import sysconfig
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 from data.config import DataConfig
-from data.store import Corpus, store, stored
-from data.unpack import unpacked
+from data.store import SPLITS, Corpus, Streams, load_corpus, write_corpus
+from data.unpack import unpack
+from utils.errors import Mistake, UserError
 
 
-class Known(TypedDict):
-    """What is known of a benchmark's corpus: where it lies packed, and its size in bytes and checksum unpacked."""
+@dataclass(frozen=True)
+class KnownCorpus:
+    """A corpus that is the same for everybody."""
 
     url: str
+    """where to download the packed file"""
     size: int
+    """bytes, unpacked"""
     md5: str
+    """checksum of the unpacked bytes, in hex"""
 
 
 # Matt Mahoney's Large Text Compression Benchmark, https://mattmahoney.net/dc/textdata.html
-BENCHMARKS: dict[str, Known] = {
-    "enwik8": {
-        "url": "https://mattmahoney.net/dc/enwik8.zip",
-        "size": 10**8,
-        "md5": "a1fa5ffddb56f4953e226637dabbb36a",
-    },
-    "text8": {"url": "https://mattmahoney.net/dc/text8.zip", "size": 10**8, "md5": "3bea1919949baf155f99411df5fada7e"},
+BENCHMARKS = {
+    "enwik8": KnownCorpus(
+        url="https://mattmahoney.net/dc/enwik8.zip", size=10**8, md5="a1fa5ffddb56f4953e226637dabbb36a"
+    ),
+    "text8": KnownCorpus(
+        url="https://mattmahoney.net/dc/text8.zip", size=10**8, md5="3bea1919949baf155f99411df5fada7e"
+    ),
 }
-# sha256 of the first 65,536 bytes of enwik8: what a part of it must begin with
-HEAD_SIZE, HEAD_SHA256 = 1 << 16, "05fc5f44993ef0557959db76bf47e45badb2dd9c69d93ce08911935b5e52bf40"
+# A file with the beginning of enwik8 is recognised by the sha256 of its first HEAD_SIZE bytes.
+HEAD_SIZE = 1 << 16
+HEAD_SHA256 = "05fc5f44993ef0557959db76bf47e45badb2dd9c69d93ce08911935b5e52bf40"
+
+# Folders below the standard library that are not part of it, or that hold tests.
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+# A dataset's own names of its splits, and ours. Other splits are not read.
+HUB_SPLITS = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
+# Files that `datasets` loads, by suffix, and the name of its loader.
+HUB_LOADERS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
 def open_corpus(config: DataConfig, seq_len: int | None = None) -> Corpus:
-    """The corpus that a config names, unpacked into the cache if it is not there yet.
+    """Open the corpus of a config. The first time, it is read or downloaded and written to the cache.
+
+    Args:
+        seq_len: if given, every split must have at least one sequence of `seq_len` bytes and the byte after it.
 
     Raises:
-        ValueError: when it cannot be read, is not what its name says, or a split is too small for one sequence of
-            `seq_len` bytes and the one after it.
-        FileNotFoundError: when data.path is not there.
+        UserError: if the corpus is missing, unreadable, damaged, empty, too small, or different from the corpus of that
+            name; or if the cache cannot be written.
     """
     corpus = READERS[config.name](config)
+    if seq_len is None:
+        return corpus
     for split, size in corpus.sizes.items():
-        if seq_len is not None and size <= seq_len:
-            raise ValueError(
+        if size < seq_len + 1:
+            raise UserError(
                 f"data.path: the {split} split of {corpus.source} has {size:,} bytes, "
                 f"allowed: at least model.seq_len + 1 = {seq_len + 1:,}"
             )
     return corpus
 
 
+# -- enwik8 and text8
+
+
 def _benchmark(config: DataConfig) -> Corpus:
-    expected = BENCHMARKS[config.name]
-    path = Path(config.path).expanduser() if config.path else _download(config.name, expected["url"])
+    """Read enwik8 or text8 from data.path, or download it."""
+    known = BENCHMARKS[config.name]
+    path = Path(config.path).expanduser() if config.path else _download(config.name, known.url)
     if not path.is_file():
-        raise FileNotFoundError(f"data.path: {path} is not a file; allowed: {config.name}, packed or not")
+        raise UserError(Mistake("data.path", path, f"a file that holds {config.name}, packed or not"))
+
+    only_head = config.head and bool(config.path)
+    stream = _check_head(path) if only_head else _check_whole(path, config.name, known)
     key = [config.name, config.head, _fingerprint([path])]
-    check = _checked_head(path) if config.head and config.path else _checked(path, config.name, expected)
-    return _cached(config, key, str(path), check)
+    return _cached(config, key, str(path), stream)
 
 
-def _checked(path: Path, name: str, expected: Known) -> Iterator[bytes]:
-    """Pass bytes through, and raise at their end unless they are the whole corpus."""
-    size, digest = 0, hashlib.md5()
-    for piece in unpacked(path):
+def _check_whole(path: Path, name: str, known: KnownCorpus) -> Iterator[bytes]:
+    """Pass on the bytes of a file, and raise a UserError at the end unless they are the whole corpus."""
+    size = 0
+    digest = hashlib.md5()
+    for piece in unpack(path):
         size += len(piece)
         digest.update(piece)
         yield piece
-    if (size, digest.hexdigest()) != (expected["size"], expected["md5"]):
-        raise ValueError(
-            f"data.path: {path} is not {name}: got {size:,} bytes, md5 {digest.hexdigest()}, allowed: "
-            f"{expected['size']:,} bytes, md5 {expected['md5']} (--data.head=true for the beginning of enwik8, "
-            "--data.name=files for any other text)"
+
+    md5 = digest.hexdigest()
+    if size != known.size or md5 != known.md5:
+        raise UserError(
+            f"data.path: {path} is not {name}: got {size:,} bytes, md5 {md5}, "
+            f"allowed: {known.size:,} bytes, md5 {known.md5} "
+            "(--data.head=true for the beginning of enwik8, --data.name=files for any other text)"
         )
 
 
-def _checked_head(path: Path) -> Iterator[bytes]:
-    """Pass bytes through, and raise unless they begin as enwik8 does."""
+def _check_head(path: Path) -> Iterator[bytes]:
+    """Pass on the bytes of a file, and raise a UserError at the end unless they begin as enwik8 does."""
     head = b""
-    for piece in unpacked(path):
-        if len(head) < HEAD_SIZE:
-            head += piece[: HEAD_SIZE - len(head)]
+    for piece in unpack(path):
+        missing = HEAD_SIZE - len(head)
+        head += piece[:missing]
         yield piece
+
     if hashlib.sha256(head).hexdigest() != HEAD_SHA256:
-        raise ValueError(
+        raise UserError(
             f"data.path: {path} does not begin as enwik8 does (first {HEAD_SIZE:,} bytes), "
-            "allowed: a part of enwik8 from its beginning (--data.name=files for any other text)"
+            "allowed: the beginning of enwik8 (--data.name=files for any other text)"
         )
 
 
 def _download(name: str, url: str) -> Path:
-    from datasets import DownloadConfig, DownloadManager  # heavy
+    """Download and unpack a zip, unless an earlier call has; returns the path of its member `name`."""
+    from datasets import DownloadConfig, DownloadManager  # slow to import
 
     manager = DownloadManager(dataset_name=name, download_config=DownloadConfig(max_retries=1))
     try:
-        return Path(manager.download_and_extract(url)) / name
-    except Exception as error:  # whatever the network does
-        raise ValueError(
-            f"data.path: got null, and {url} cannot be fetched ({type(error).__name__}); download it where there is a "
-            f"network and pass --data.path=FILE, or train on --data.name=python, which needs none"
+        folder = manager.download_and_extract(url)
+    except Exception as error:  # the network and its libraries raise exceptions of many kinds
+        raise UserError(
+            f"data.path: got null, and {url} cannot be downloaded ({type(error).__name__}). Download it on a machine "
+            "with a network and pass --data.path=FILE, or train on --data.name=python, which needs no download"
         ) from error
+    return Path(folder) / name
+
+
+# -- files of the user's own
 
 
 def _files(config: DataConfig) -> Corpus:
-    assert config.path  # DataConfig takes no null here
+    """Read a file, all files of a folder, or all matches of a glob, in the order of their paths."""
+    assert config.path  # DataConfig checks it
     pattern = os.path.expanduser(config.path)
-    found = [Path(match) for match in sorted(glob.glob(pattern, recursive=True))] or [Path(pattern)]
+    matches = sorted(glob.glob(pattern, recursive=True)) or [pattern]
+
     paths = []
-    for path in found:
-        below = sorted(path.rglob("*")) if path.is_dir() else [path]
-        paths += [
-            p for p in below if p.is_file() and not any(part.startswith(".") for part in p.relative_to(path).parts)
-        ]
+    for match in matches:
+        paths += _visible_files(Path(match))
     if not paths:
-        raise FileNotFoundError(f"data.path: got {config.path}, which names no file; allowed: a file, folder or glob")
-    return _cached(config, ["files", _fingerprint(paths)], config.path, (b for p in paths for b in unpacked(p)))
+        raise UserError(Mistake("data.path", config.path, "a file, folder or glob that exists"))
+
+    stream = (piece for path in paths for piece in unpack(path))
+    return _cached(config, ["files", _fingerprint(paths)], config.path, stream)
+
+
+def _visible_files(path: Path) -> list[Path]:
+    """The path itself if it is a file; all files below it, sorted, if it is a folder, without hidden ones."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    files = []
+    for below in sorted(path.rglob("*")):
+        hidden = any(part.startswith(".") for part in below.relative_to(path).parts)
+        if below.is_file() and not hidden:
+            files.append(below)
+    return files
+
+
+# -- the standard library of Python
 
 
 def _python(config: DataConfig) -> Corpus:
+    """Read the sources of this Python's standard library, without its tests, in the order of their paths."""
     root = Path(sysconfig.get_path("stdlib"))
-    paths = [p for p in root.rglob("*.py") if not NOT_LIBRARY & set(p.relative_to(root).parts)]
-    paths.sort(key=lambda p: p.relative_to(root).parts)
+    paths = []
+    for path in root.rglob("*.py"):
+        if NOT_LIBRARY.isdisjoint(path.relative_to(root).parts):
+            paths.append(path)
+    paths.sort(key=lambda path: path.relative_to(root).parts)
+
     source = f"the standard library of Python {sys.version.split()[0]}"
-    return _cached(config, ["python", _fingerprint(paths)], source, (p.read_bytes() for p in paths))
+    stream = (piece for path in paths for piece in unpack(path))
+    return _cached(config, ["python", _fingerprint(paths)], source, stream)
+
+
+# -- datasets of the Hugging Face hub
 
 
 def _hub(config: DataConfig) -> Corpus:
-    import datasets  # heavy
+    """Read one column of a dataset. Its own splits are kept if it has all three; else its train split is cut 90/5/5."""
+    assert config.path  # DataConfig checks it
+    dataset = _load_dataset(config.path, config.subset)
 
-    assert config.path  # as for files
-    path = Path(config.path).expanduser()
-    kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}.get(path.suffix)
-    try:
-        if kind and path.is_file():
-            found = datasets.load_dataset(kind, data_files=str(path))
-        else:
-            found = datasets.load_dataset(config.path, config.subset)
-    except Exception as error:  # what the hub, the network or a builder raises
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"data.path: dataset {config.path} cannot be loaded: {reason}") from error
-    names = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
-    splits = {names[str(name)]: rows for name, rows in found.items() if name in names}
+    splits = {}
+    for name, rows in dataset.items():
+        if name in HUB_SPLITS:
+            splits[HUB_SPLITS[str(name)]] = rows
     if "train" not in splits:
-        raise ValueError(f"data.path: {config.path} has the splits {list(found)}, allowed: one named train among them")
+        raise UserError(f"data.path: {config.path} has the splits {list(dataset)}, allowed: one named train among them")
     columns = splits["train"].column_names
     if config.column not in columns:
-        raise ValueError(f"data.column: got {config.column}, allowed: one of {columns}")
-    key = ["hub", config.path, config.subset, config.column, {name: d._fingerprint for name, d in splits.items()}]
-    streams = {name: _documents(rows, config.column) for name, rows in splits.items()}
-    if set(streams) != {"train", "valid", "test"}:
-        return _cached(config, key, config.path, streams["train"])
-    return _cached(config, key, config.path, {name: streams[name] for name in ("train", "valid", "test")})
+        raise UserError(Mistake("data.column", config.column, f"one of {columns}"))
+
+    fingerprints = {split: rows._fingerprint for split, rows in splits.items()}
+    key = ["hub", config.path, config.subset, config.column, fingerprints]
+    if set(splits) == set(SPLITS):
+        streams = {split: _rows_as_bytes(splits[split], config.column) for split in SPLITS}
+    else:
+        streams = _rows_as_bytes(splits["train"], config.column)
+    return _cached(config, key, config.path, streams)
 
 
-def _documents(rows, column: str) -> Iterator[bytes]:
-    """Each row's text as UTF-8, ended by a newline."""
-    for batch in rows.select_columns(column).iter(1000):
-        for text in batch[column]:
-            yield (text if isinstance(text, bytes) else str(text).encode("utf-8")) + b"\n"
+def _load_dataset(path: str, subset: str | None) -> dict:
+    """All splits of a dataset, from a file or by its name on the hub."""
+    import datasets  # slow to import
+
+    file = Path(path).expanduser()
+    loader = HUB_LOADERS.get(file.suffix)
+    try:
+        if loader and file.is_file():
+            return datasets.load_dataset(loader, data_files=str(file))
+        return datasets.load_dataset(path, subset)
+    except Exception as error:  # the hub, the network and the loaders raise exceptions of many kinds
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"data.path: dataset {path} cannot be loaded: {reason}") from error
 
 
-def _cached(config: DataConfig, key: list, source: str, parts: dict[str, Iterator[bytes]] | Iterator[bytes]) -> Corpus:
-    """The corpus that lies in the cache under a key, stored there first if need be."""
-    cache = config.cache_dir or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "byte-corpora"
-    name = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    folder = Path(cache).expanduser() / f"{config.name}-{name}"
-    return stored(folder) or store(folder, config.name, source, parts)
+def _rows_as_bytes(rows, column: str) -> Iterator[bytes]:
+    """Each row's text as UTF-8, followed by a newline."""
+    for group in rows.select_columns(column).iter(1000):
+        for text in group[column]:
+            if not isinstance(text, bytes):
+                text = str(text).encode("utf-8")
+            yield text + b"\n"
+
+
+# -- the cache
+
+
+def _cached(config: DataConfig, key: list, source: str, streams: Streams) -> Corpus:
+    """The corpus that the cache holds under a key. If there is none, it is written from `streams`."""
+    if config.cache_dir:
+        cache = Path(config.cache_dir)
+    else:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "byte-corpora"
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    folder = cache.expanduser() / f"{config.name}-{digest}"
+    return load_corpus(folder) or write_corpus(folder, config.name, source, streams)
 
 
 def _fingerprint(paths: list[Path]) -> str:
-    """Changes when any of the files does."""
+    """A checksum that changes when a file is added, removed, renamed, resized or written again."""
     stats = [(str(p.resolve()), p.stat().st_size, p.stat().st_mtime_ns) for p in paths]
     return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
 
 
-READERS = {  # by the names that DataConfig.name takes
+# By DataConfig.name. A new corpus is a function from DataConfig to Corpus, a line here, and its name in DataConfig.
+READERS = {
     "enwik8": _benchmark,
     "text8": _benchmark,
     "files": _files,

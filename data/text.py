@@ -1,27 +1,29 @@
-"""Between text and bytes, for people to read."""
+"""Conversion between text and bytes."""
 
 from unicodedata import category
 
 import torch
 from torch import Tensor
 
+from utils.errors import Mistake, UserError
+
 
 def to_ids(text: str) -> Tensor:
-    """UTF-8 bytes of a text: (1 n) int64.
+    """A text as its UTF-8 bytes: (1 n) int64.
 
     Raises:
-        ValueError: on an empty text.
+        UserError: if the text is empty.
     """
     if not text:
-        raise ValueError("prompt: got an empty text, allowed: at least one byte")
+        raise UserError(Mistake("prompt", "an empty text", "at least one byte"))
     return torch.tensor([list(text.encode("utf-8"))])
 
 
 def to_text(ids: Tensor) -> str:
-    """Bytes (n) as text: broken UTF-8 as �, control characters other than tab and newline as ·."""
+    """Bytes (n) as text for the terminal: invalid UTF-8 becomes �, and control characters become ·, as in `show`."""
     return show(bytes(ids.tolist()).decode("utf-8", errors="replace"))
 
 
 def show(text: str) -> str:
-    """Text with its control characters other than tab and newline as ·."""
-    return "".join(c if category(c) != "Cc" or c in "\t\n" else "·" for c in text)
+    """Replace the control characters of a text by ·, except tab and newline."""
+    return "".join("·" if category(c) == "Cc" and c not in "\t\n" else c for c in text)

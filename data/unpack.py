@@ -1,4 +1,4 @@
-"""Files as streams of bytes, whatever they are packed in."""
+"""Read files piece by piece, and decompress them on the way."""
 
 import bz2
 import gzip
@@ -10,43 +10,68 @@ from pathlib import Path
 
 import zstandard
 
-from data.store import chunks
+from utils.errors import UserError
 
+PIECE_BYTES = 1 << 20  # read at once
 OPENERS = {".gz": gzip.open, ".xz": lzma.open, ".bz2": bz2.open}
-DAMAGED = (EOFError, lzma.LZMAError, zlib.error, zipfile.BadZipFile, zstandard.ZstdError, gzip.BadGzipFile)
-DAMAGED += (RuntimeError,)  # a zip that is encrypted, or packed in a way that zipfile does not know
+DAMAGED = (
+    EOFError,
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    zipfile.BadZipFile,
+    zlib.error,
+    zstandard.ZstdError,
+    RuntimeError,  # zipfile: the archive is encrypted, or uses a compression method that zipfile does not support
+)
 
 
-def unpacked(path: Path) -> Iterator[bytes]:
-    """The bytes of a file in pieces; .gz, .xz, .bz2, .zst and .zip unpacked, a zip's members one after another.
+def unpack(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file in pieces. Files named .gz, .xz, .bz2, .zst and .zip are decompressed.
+
+    The members of a zip follow one another, sorted by name.
 
     Raises:
-        ValueError: when the file is damaged or cut short.
+        UserError: if the file cannot be read, is damaged or is cut short.
     """
     try:
         if path.suffix == ".zip":
-            with zipfile.ZipFile(path) as archive:
-                for member in sorted(archive.namelist()):
-                    with archive.open(member) as file:
-                        yield from chunks(file)
+            yield from _unpack_zip(path)
         elif path.suffix == ".zst":
-            with path.open("rb") as file:
-                yield from _zstandard_frames(chunks(file))
+            yield from _unpack_zstandard(path)
         else:
-            with OPENERS.get(path.suffix, open)(path, "rb") as file:
-                yield from chunks(file)
+            opener = OPENERS.get(path.suffix, open)
+            with opener(path, "rb") as file:
+                yield from read_pieces(file)
     except DAMAGED as error:
-        raise ValueError(f"data.path: {path} is damaged or cut short ({error})") from error
+        raise UserError(f"data.path: {path} is damaged or cut short ({error})") from error
+    except OSError as error:
+        raise UserError(f"data.path: {path} cannot be read ({error.strerror or error})") from error
 
 
-def _zstandard_frames(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Decompress frame after frame; the library's own reader takes a frame that is cut short for its end."""
+def read_pieces(file) -> Iterator[bytes]:
+    """Yield the rest of an open binary file in pieces of at most PIECE_BYTES."""
+    while piece := file.read(PIECE_BYTES):
+        yield piece
+
+
+def _unpack_zip(path: Path) -> Iterator[bytes]:
+    with zipfile.ZipFile(path) as archive:
+        for member in sorted(archive.namelist()):
+            with archive.open(member) as file:
+                yield from read_pieces(file)
+
+
+def _unpack_zstandard(path: Path) -> Iterator[bytes]:
+    """Decompress frame by frame, because the library's own reader takes a truncated frame for the end of the file."""
     frame = None
-    for piece in pieces:
-        while piece:
-            frame = frame or zstandard.ZstdDecompressor().decompressobj()
-            yield frame.decompress(piece)
-            piece = frame.unused_data
-            frame = None if frame.eof else frame
+    with path.open("rb") as file:
+        for piece in read_pieces(file):
+            while piece:
+                if frame is None:
+                    frame = zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(piece)
+                piece = frame.unused_data  # the bytes after the end of the frame
+                if frame.eof:
+                    frame = None
     if frame is not None:
         raise EOFError("the last frame has no end")

@@ -1,11 +1,16 @@
-"""Bytes to words and back: a range coder driven by a model's own predictions stores a text in as many bits as they say.
+"""Compress a text with a range coder that the model drives, and decompress it again: this proves a score.
 
-The text is cut into streams, each contiguous, that the model reads side by side with its cache, a byte of each at a
-time. Each begins without context, its first byte as likely as any other. Probabilities are float64; the coder (arXiv
-2201.01741) keeps 24 bits of them, and at least one of its units for every byte, so that none is impossible.
+A range coder turns a sequence of symbols and a probability distribution for each into nearly -log2 p bits per symbol
+(G. N. N. Martin, "Range encoding", 1979; here by constriction, arXiv 2201.01741). The encoder asks the model for the
+distribution of each next byte and narrows its range to the share of the actual next byte. The decoder asks the same
+model for the same distribution, finds which byte's share the compressed words fall into, and feeds that byte back.
 
-A decoder needs the same floats to the last bit, and so the same streams, device, threads and library versions: this is
-there to prove a score, not to keep files. It is told the number of bytes, which the words do not say.
+The text is cut into contiguous streams. The model reads one byte of each stream at a time, as a batch with a cache.
+Each stream begins without context, and all values of its first byte are equally likely. Probabilities are float64. The
+coder rounds them to 24 bits and gives every byte at least the smallest share, so no byte is impossible.
+
+The decoder needs bit-identical probabilities, which take the same streams, device, number of threads and library
+versions. This is a proof, not a file format. The decoder must also be given the number of bytes.
 """
 
 from collections.abc import Iterator
@@ -18,50 +23,74 @@ from tqdm import tqdm
 
 from model import Cache, HierarchicalTransformer
 
-STREAMS = 32  # more of them are faster, and spend more bits on bytes with little before them
-FAMILY = stream.model.Categorical(perfect=False)
+STREAMS = 32  # more streams are faster, but cost bits, since more bytes have little context
+CATEGORICAL = stream.model.Categorical(perfect=False)
 
 
 def encode(model: HierarchicalTransformer, text: np.ndarray) -> tuple[np.ndarray, float]:
-    """The words (w), uint32, of a text (n), uint8, and the bits that the model predicted for it."""
-    encoder, nats = stream.queue.RangeEncoder(), 0.0
-    for places, logs in predictions(model, text, "coding"):
-        encoder.encode(text[places].astype(np.int32), FAMILY, np.exp(logs))
-        nats -= logs[np.arange(len(places)), text[places]].sum()
+    """Compress a text (n), uint8.
+
+    Returns:
+        words: the compressed text, (w) uint32.
+        bits: the size that the model predicts, the sum of -log2 p(byte).
+    """
+    encoder = stream.queue.RangeEncoder()
+    nats = 0.0
+    for positions, log_probs in predictions(model, text, "encoding"):
+        symbols = text[positions]
+        encoder.encode(symbols.astype(np.int32), CATEGORICAL, np.exp(log_probs))
+        nats -= log_probs[np.arange(len(symbols)), symbols].sum()
     return encoder.get_compressed(), nats / log(2)
 
 
 def decode(model: HierarchicalTransformer, words: np.ndarray, size: int) -> np.ndarray:
-    """The text (size), uint8, that `encode` made into words (w).
+    """Decompress the words (w), uint32, of a text of `size` bytes: (size) uint8.
 
     Raises:
-        ValueError: when the model cannot have led to these words.
+        ValueError: if the coder finds that this model cannot have written the words. It does not find every such case.
     """
-    decoder, text = stream.queue.RangeDecoder(words), np.zeros(size, dtype=np.uint8)
+    decoder = stream.queue.RangeDecoder(words)
+    text = np.zeros(size, dtype=np.uint8)
     try:
-        for places, logs in predictions(model, text, "decoding"):
-            text[places] = decoder.decode(FAMILY, np.exp(logs))
-    except AssertionError as error:  # the coder's, on words that no text leads to
+        for positions, log_probs in predictions(model, text, "decoding"):
+            text[positions] = decoder.decode(CATEGORICAL, np.exp(log_probs))
+    except AssertionError as error:  # raised by constriction for words that no text is compressed to
         raise ValueError(f"words: {error}") from error
     return text
 
 
 @torch.inference_mode()
 def predictions(
-    model: HierarchicalTransformer, text: np.ndarray, doing: str
+    model: HierarchicalTransformer, text: np.ndarray, description: str
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Step by step, the places in a text (n) where its streams go on (b), and log probabilities (b num_tokens) there.
+    """Yield the model's predictions for a text (n), uint8, one byte of each stream at a time.
 
-    The bytes in these places are read only when the next step is asked for, so that a decoder can fill them in. The
-    first streams may be one byte longer than the others, which sit out the last step.
+    The bytes at the yielded positions are read when the next item is requested, so a decoder can fill them in first.
+    The first streams are one byte longer if the text does not divide evenly; the last step is for them alone.
+
+    Args:
+        description: label of the progress bar.
+
+    Yields:
+        positions: index in the text of each stream's next byte, (b).
+        log_probs: log probabilities of each value of that byte, (b num_tokens) float64.
     """
-    streams = min(STREAMS, len(text))
-    shortest, longer = divmod(len(text), streams)
-    starts = np.arange(streams) * shortest + np.minimum(np.arange(streams), longer)
-    cache, logits = Cache(), torch.zeros(streams, model.config.num_tokens)
-    for step in tqdm(range(ceil(len(text) / streams)), desc=doing, unit="step", disable=None):
-        if step:
-            ids = torch.from_numpy(text[starts + step - 1, None].astype(np.int64))
-            logits = model(ids.to(model.to_logits.weight.device), cache=cache)[:, -1].float().cpu()
-        places = starts[: len(text) - step * streams] + step
-        yield places, logits[: len(places)].double().log_softmax(dim=-1).numpy()
+    # Cut the text into streams.
+    num_streams = min(STREAMS, len(text))
+    shortest, longer_streams = divmod(len(text), num_streams)
+    index = np.arange(num_streams)
+    starts = index * shortest + np.minimum(index, longer_streams)
+
+    cache = Cache()
+    device = model.to_logits.weight.device
+    logits = torch.zeros(num_streams, model.config.num_tokens)  # the first bytes: uniform
+    for step in tqdm(range(ceil(len(text) / num_streams)), desc=description, unit="step", disable=None):
+        if step > 0:
+            previous = text[starts + step - 1, None].astype(np.int64)
+            ids = torch.from_numpy(previous).to(device)
+            logits = model(ids, cache=cache)[:, -1].float().cpu()
+
+        # In the last step only the longer streams have a byte left.
+        active = min(num_streams, len(text) - step * num_streams)
+        positions = starts[:active] + step
+        yield positions, logits[:active].double().log_softmax(dim=-1).numpy()

@@ -1,7 +1,6 @@
-"""A page that shows what each byte of a text costs a model, what it expected instead, and what each level adds."""
+"""An HTML page with the cost of each byte of a text, the model's predictions, and the gain of each level."""
 
 import json
-import re
 import unicodedata
 from math import log
 from pathlib import Path
@@ -12,54 +11,73 @@ from data import scoring_windows
 from evaluation.bits_per_byte import FIRST_BYTE, window_nats
 from evaluation.level_ablation import averaging, levels_to_leave_out, without
 from model import HierarchicalTransformer
+from utils.checks import require
 from utils.files import write_text
 
-PAGE = Path(__file__).with_name("heatmap.html")
-LONGEST = 100_000  # bytes of a text that a browser still shows at once
-LIKELIEST = 5  # predictions that the page has of each byte
+TEMPLATE = Path(__file__).with_name("heatmap.html")
+MAX_BYTES = 100_000  # longer texts are slow in a browser
+TOP_K = 5  # predictions on the page for each byte
+BATCH_SIZE = 16  # windows at once
 
 
 def byte_bits(model: HierarchicalTransformer, text: np.ndarray) -> np.ndarray:
-    """What each byte of a text (n), uint8, costs in bits: (n) float64. The first byte has no context: 8 bits.
+    """Cost of each byte of a text (n), uint8, in bits: (n) float64. The first byte has no context and costs 8 bits.
 
-    Read in windows of `seq_len` bytes that advance by half of it, each byte scored by the first that reaches it.
+    The text is read in windows, see `text_windows`.
     """
-    length, device = min(model.config.seq_len, len(text) - 1), next(model.parameters()).device
-    nats = window_nats(model, text, *text_windows(model, text), length, 16, device)
+    length = min(model.config.seq_len, len(text) - 1)
+    device = next(model.parameters()).device
+    starts, first_scored = text_windows(model, text)
+    nats = window_nats(model, text, starts, first_scored, length, BATCH_SIZE, device)
     return np.concatenate([[FIRST_BYTE], *nats]) / log(2)
 
 
 def text_windows(model: HierarchicalTransformer, text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of a text (n) that advance by half of the context: starts and first scored targets, (w) each."""
-    return scoring_windows(len(text), model.config.seq_len, max(1, model.config.seq_len // 2))
+    """The windows that score a text, which advance by half of `seq_len`: starts and first_scored, (w) each."""
+    seq_len = model.config.seq_len
+    return scoring_windows(len(text), seq_len, max(1, seq_len // 2))
 
 
 def measure(model: HierarchicalTransformer, text: np.ndarray) -> dict:
-    """Of a text (n), uint8: what the page shows of its bytes, as JSON values.
+    """Everything that the page shows about the bytes of a text (n), uint8, as JSON values.
 
-    `bits` is each byte's cost (n); `likely` and `chances` are the likeliest bytes and their probabilities, those that
-    come first are first, of all bytes but the first (n-1 LIKELIEST); `gains` is by level, such as "4x", how many bits
-    more each byte costs without it (n), see `without`.
+    Returns a dict with:
+        bits_per_byte: mean of `bits`.
+        bits: cost of each byte in bits, (n).
+        likely, chances: the TOP_K most likely values of each byte but the first, and their probabilities, most likely
+            first: (n-1)·TOP_K each, flat.
+        gains: for each level that can be left out, by name such as "4x": how many bits more each byte costs without
+            the level, (n), see `without`.
+        mean_gains: mean of each level's gains.
     """
-    tops = []
+    predictions = []
 
-    def keep_likeliest(model, inputs, logits):
-        tops.append([t.cpu().numpy() for t in logits.float().softmax(dim=-1).topk(LIKELIEST)])
+    def keep_top_predictions(module, inputs, logits):
+        top = logits.float().softmax(dim=-1).topk(TOP_K)
+        predictions.append((top.values.cpu().numpy(), top.indices.cpu().numpy()))
 
-    hook = model.register_forward_hook(keep_likeliest)
+    # Costs and predictions of the whole model; `averaging` takes the means that stand in for a level below.
+    hook = model.register_forward_hook(keep_top_predictions)
     try:
         with averaging(model) as means:
             bits = byte_bits(model, text)
     finally:
         hook.remove()
-    chances, likely = (np.concatenate(t) for t in zip(*tops, strict=True))
-    starts, first_scored = text_windows(model, text)
-    scored = starts[:, None] + np.arange(1, likely.shape[1] + 1) >= first_scored[:, None]
 
+    # Windows overlap: keep the predictions of those targets that each window scores.
+    chances = np.concatenate([values for values, _ in predictions])
+    likely = np.concatenate([indices for _, indices in predictions])
+    starts, first_scored = text_windows(model, text)
+    targets = starts[:, None] + np.arange(1, likely.shape[1] + 1)
+    scored = targets >= first_scored[:, None]
+
+    # Costs without each level.
     gains = {}
     for i in levels_to_leave_out(model):
         with without(model, i, means):
-            gains[f"{model.config.levels[i].compression}x"] = byte_bits(model, text) - bits
+            bits_without = byte_bits(model, text)
+        gains[f"{model.config.levels[i].compression}x"] = bits_without - bits
+
     return {
         "bits_per_byte": bits.mean(),
         "bits": bits.round(4).tolist(),
@@ -71,50 +89,90 @@ def measure(model: HierarchicalTransformer, text: np.ndarray) -> dict:
 
 
 def characters(text: bytes) -> list[tuple[str, int]]:
-    """What to show for each character of a text, and how many bytes it has.
+    """Split UTF-8 into characters: for each one the glyph on the page, and its size in bytes.
 
-    A byte that belongs to no character, or to one that shows nothing, is two hexadecimal digits, and so on: other
-    characters that cannot be seen are their code, U+200B; a line's end is ⏎ and a tab ⇥; an accent has a circle to
-    stand on.
+    Every character must be visible:
+        - a byte of invalid UTF-8, or an ASCII control character: two hexadecimal digits, such as 0D;
+        - another character without a glyph: its code, such as U+200B;
+        - a newline: ⏎, a tab: ⇥;
+        - a combining mark: on a dotted circle.
     """
     shown = []
     for character in text.decode("utf-8", errors="surrogateescape"):
-        code, size = ord(character), len(character.encode("utf-8", errors="surrogateescape"))
-        if 0xDC80 <= code <= 0xDCFF:  # how Python keeps a byte of broken UTF-8
-            glyph = f"{code - 0xDC00:02X}"
-        elif not character.isprintable():
-            glyph = {"\n": "⏎", "\t": "⇥"}.get(character) or (f"{code:02X}" if code < 0x80 else f"U+{code:04X}")
-        else:
-            glyph = "◌" + character if unicodedata.category(character).startswith("M") else character
-        shown.append((glyph, size))
+        size = len(character.encode("utf-8", errors="surrogateescape"))
+        shown.append((_glyph(character), size))
     return shown
 
 
+def _glyph(character: str) -> str:
+    """The glyph of a character on the page."""
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # surrogateescape maps an invalid byte 0x80 … 0xFF to these codes
+        return f"{code - 0xDC00:02X}"
+    if character == "\n":
+        return "⏎"
+    if character == "\t":
+        return "⇥"
+    if not character.isprintable():
+        return f"{code:02X}" if code < 0x80 else f"U+{code:04X}"
+    if unicodedata.category(character).startswith("M"):
+        return "◌" + character
+    return character
+
+
+def validation_score(run_dir: Path) -> str | None:
+    """The validation score of a run's best model, for people to read; None for a run that did not record it."""
+    path = run_dir / "model" / "training.json"
+    if not path.is_file():
+        return None
+    record = json.loads(path.read_text(encoding="utf-8"))
+    return f"{record['validation_bits_per_byte']:.4f} bits per byte after step {record['step']:,}"
+
+
 def write_heatmap(path: Path, model: HierarchicalTransformer, text: np.ndarray, run_dir: Path, source: Path) -> dict:
-    """Write the page of a text (n), uint8, from the file `source` as a run's model sees it; returns its figures.
+    """Write the page of a text and return its main figures.
+
+    Args:
+        path: the page, NAME.html in an existing folder.
+        text: bytes (n), uint8.
+        run_dir: where the model comes from.
+        source: where the text comes from.
+
+    Returns:
+        bits_per_byte, bytes, the mean gain of each level (such as 4x_adds), and the path as heatmap.
 
     Raises:
-        ValueError: when the text is too short or too long, or the page is no .html in a folder that exists.
+        UserError: if the text is too short or too long, or the path is no .html in an existing folder.
     """
-    if path.suffix != ".html" or not path.parent.is_dir():
-        raise ValueError(f"heatmap: got {path}, allowed: a name that ends in .html, in a folder that exists")
-    if not 2 <= len(text) <= LONGEST:
-        raise ValueError(f"score: got {len(text):,} bytes in {source}, allowed with --heatmap: 2 to {LONGEST:,}")
-    measured, shown = measure(model, text), characters(text.tobytes())
-    validation = re.search(r"^\| bits per byte \| (.+?) \|$", model.card or "", re.MULTILINE)  # of the run's own card
+    require(
+        {"heatmap": path, "score": f"{len(text):,} bytes in {source}"},
+        heatmap=(path.suffix == ".html" and path.parent.is_dir(), "a name that ends in .html, in a folder that exists"),
+        score=(2 <= len(text) <= MAX_BYTES, f"2 to {MAX_BYTES:,} bytes with --heatmap"),
+    )
+    measured = measure(model, text)
+    shown = characters(text.tobytes())
+    predicts_alone = None
+    if len(model.heads) == 1:
+        predicts_alone = f"{model.config.levels[model.heads[0]].compression}x"
     page = {
         "run": run_dir.resolve().name,
         "source": source.name,
-        "validation": validation and validation[1],
-        "alone": f"{model.config.levels[model.heads[0]].compression}x" if len(model.heads) == 1 else None,
+        "validation": validation_score(run_dir),
+        "predicts_alone": predicts_alone,
         "context": model.config.seq_len,
         "bytes": text.tolist(),
         "glyphs": [glyph for glyph, _ in shown],
         "sizes": [size for _, size in shown],
-        "names": [characters(bytes([byte]))[0][0] for byte in range(256)],
+        "names": [_glyph(bytes([byte]).decode("utf-8", errors="surrogateescape")) for byte in range(256)],
         **measured,
     }
-    data = json.dumps(page, separators=(",", ":")).replace("<", "\\u003c")  # no text may end the element it is in
-    write_text(path, PAGE.read_text(encoding="utf-8").replace("DATA", data, 1))
-    figures = {f"{level}_adds": round(gain, 5) + 0.0 for level, gain in measured["mean_gains"].items()}
-    return {"bits_per_byte": round(measured["bits_per_byte"], 5), "bytes": len(text), **figures, "heatmap": str(path)}
+    data = json.dumps(page, separators=(",", ":"))
+    # Escaped, because a text could otherwise close the script element that holds the data.
+    data = data.replace("<", "\\u003c")
+    write_text(path, TEMPLATE.read_text(encoding="utf-8").replace("DATA", data, 1))
+
+    figures = {"bits_per_byte": round(measured["bits_per_byte"], 5), "bytes": len(text)}
+    for level, gain in measured["mean_gains"].items():
+        figures[f"{level}_adds"] = round(gain, 5) + 0.0  # + 0.0 turns -0.0 into 0.0
+    figures["heatmap"] = str(path)
+    return figures

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from model import HierarchicalTransformer
-from utils.files import filling, fresh_folder, replace, sha256, write_text
+from utils.files import fresh_folder, replace, sha256, write_text, writing_to
 
 MANIFEST = "manifest.json"  # every other file's checksum; written last
 STATE = "state.json"
@@ -40,7 +40,7 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, state: RunState, ke
     if accelerator.is_main_process:
         fresh_folder(temporary)
     accelerator.wait_for_everyone()
-    with filling(temporary):
+    with writing_to(temporary):
         accelerator.save_state(str(temporary))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -144,7 +144,7 @@ def save_best_model(accelerator: Accelerator, model: nn.Module, card: str, run_d
     whole.load_state_dict(weights, assign=True)
     whole.card = card
     temporary = fresh_folder(run_dir / ".model")
-    with filling(temporary):
+    with writing_to(temporary):
         whole.save_pretrained(temporary)
         (run_dir / "model").mkdir(exist_ok=True)
         for file in temporary.iterdir():

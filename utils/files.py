@@ -1,4 +1,4 @@
-"""Writing so that nothing is ever half there: to a temporary name, synced, renamed."""
+"""Atomic writes: write to a temporary name, wait until the bytes are on the disk, then rename."""
 
 import hashlib
 import os
@@ -11,22 +11,28 @@ from safetensors import SafetensorError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's text in one step."""
+    """Write a text file atomically, as UTF-8: a reader sees the old content or the new, never a part of it."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     replace(temporary, path)
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename a file, or a folder that takes a free name, after all of its bytes have reached the disk."""
-    for path in [source, *source.rglob("*")] if source.is_dir() else [source]:
+    """Rename a file or folder after all of its bytes have reached the disk.
+
+    A file may replace an existing file. A folder needs a target that does not exist or is empty.
+    """
+    paths = [source]
+    if source.is_dir():
+        paths += source.rglob("*")
+    for path in paths:
         sync(path)
     os.replace(source, target)
     sync(target.parent)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file or a folder's list of names is on the disk."""
+    """Wait until a file's content, or a folder's list of names, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,17 +41,20 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def filling(folder: Path) -> Generator[None]:
-    """Whatever a library raises while it writes into a folder becomes an OSError that names it, and the folder goes."""
+def writing_to(folder: Path) -> Generator[None]:
+    """Clean up if writing to a folder fails: remove the folder, and raise an OSError that names it.
+
+    On a full disk torch raises a RuntimeError and safetensors a SafetensorError, where an OSError would be expected.
+    """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors on a full disk
-        shutil.rmtree(folder, ignore_errors=True)  # there may be no room for half of what was wanted
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(folder, ignore_errors=True)  # free the space on a full disk
         raise OSError(f"cannot write {folder}: {error}") from error
 
 
 def fresh_folder(path: Path) -> Path:
-    """An empty folder, whatever an earlier run left there."""
+    """Create an empty folder, and delete anything that an earlier run left there."""
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(parents=True)
     return path
