@@ -9,7 +9,7 @@ import numpy as np
 
 from data import scoring_windows
 from evaluation.bits_per_byte import FIRST_BYTE, window_nats
-from evaluation.level_ablation import averaging, levels_to_leave_out, without
+from evaluation.level_ablation import level_replaced_by_mean, measure_means, removable_levels
 from model import HierarchicalTransformer
 from utils.checks import require
 from utils.files import write_text
@@ -56,10 +56,10 @@ def measure(model: HierarchicalTransformer, text: np.ndarray) -> dict:
         top = logits.float().softmax(dim=-1).topk(TOP_K)
         predictions.append((top.values.cpu().numpy(), top.indices.cpu().numpy()))
 
-    # Costs and predictions of the whole model; `averaging` takes the means that stand in for a level below.
+    # Costs and predictions of the whole model; `measure_means` takes the means that stand in for a level below.
     hook = model.register_forward_hook(keep_top_predictions)
     try:
-        with averaging(model) as means:
+        with measure_means(model) as means:
             bits = byte_bits(model, text)
     finally:
         hook.remove()
@@ -73,8 +73,8 @@ def measure(model: HierarchicalTransformer, text: np.ndarray) -> dict:
 
     # Costs without each level.
     gains = {}
-    for i in levels_to_leave_out(model):
-        with without(model, i, means):
+    for i in removable_levels(model):
+        with level_replaced_by_mean(model, i, means):
             bits_without = byte_bits(model, text)
         gains[f"{model.config.levels[i].compression}x"] = bits_without - bits
 
@@ -152,8 +152,8 @@ def write_heatmap(path: Path, model: HierarchicalTransformer, text: np.ndarray, 
     measured = measure(model, text)
     shown = characters(text.tobytes())
     predicts_alone = None
-    if len(model.heads) == 1:
-        predicts_alone = f"{model.config.levels[model.heads[0]].compression}x"
+    if len(model.predicting_levels) == 1:
+        predicts_alone = f"{model.config.levels[model.predicting_levels[0]].compression}x"
     page = {
         "run": run_dir.resolve().name,
         "source": source.name,

@@ -6,7 +6,8 @@ import torch
 
 from docs import picture
 from model import Attend, ModelConfig
-from model.levels import Compress, align
+from model.compress import Compress
+from model.segments import FixedStride
 from tests.conftest import ROOT
 
 POSITIONS = len(picture.POSITIONS)
@@ -38,7 +39,7 @@ def test_an_output_depends_on_the_bytes_that_the_picture_connects_to_it():
 def test_a_position_is_merged_with_the_output_that_the_picture_connects_to_it():
     num_outputs = -(-POSITIONS // picture.STRIDE)
     outputs = torch.arange(num_outputs).view(1, -1, 1)
-    merged = align(outputs, picture.STRIDE, 1, POSITIONS).flatten().tolist()
+    merged = FixedStride(picture.STRIDE).up(outputs, POSITIONS).flatten().tolist()
     assert merged == [picture.output_merged_into(t) for t in picture.POSITIONS]
 
 

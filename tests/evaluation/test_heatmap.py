@@ -11,7 +11,7 @@ import torch
 
 import generate
 from evaluation.heatmap import MAX_BYTES, characters, validation_score, write_heatmap
-from evaluation.level_ablation import averaging, without
+from evaluation.level_ablation import level_replaced_by_mean, measure_means
 from tests.model.models import build
 
 ODD = bytes(range(256)) + "</script><!-- & <b>naïve</b> € 😀 e\u0301\u200b\t".encode() + b"\xe2\x82 \xed\xa0\x80\r\n"
@@ -114,11 +114,11 @@ def test_the_gain_of_a_level_is_the_cost_without_it_minus_the_cost_with_it(page)
 
     data = page(model, ODD[:30]).data
     whole = bits()
-    with averaging(model) as means:
+    with measure_means(model) as means:
         bits()
     assert list(data["gains"]) == ["4x", "2x"] and data["predicts_alone"] == "1x"
     for name, i in (("4x", 0), ("2x", 2)):
-        with without(model, i, means):
+        with level_replaced_by_mean(model, i, means):
             expected = bits() - whole
         np.testing.assert_allclose(data["gains"][name], expected, atol=2e-4)
         assert np.abs(expected).max() > 0.01 and data["gains"][name][0] == 0

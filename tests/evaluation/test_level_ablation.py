@@ -1,4 +1,4 @@
-"""evaluation/level_ablation.py: a level that is left out says its mean to all, and is back afterwards."""
+"""A level that is replaced passes its mean on, and is restored afterwards."""
 
 from functools import partial
 
@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evaluation.level_ablation import averaging, levels_to_leave_out, without
+from evaluation.level_ablation import level_replaced_by_mean, measure_means, removable_levels
 from model import HierarchicalTransformer
-from model.levels import align
+from model.segments import align
 from tests.model.models import build
 
 SHAPES = {
@@ -21,68 +21,74 @@ SHAPES = {
 IDS = torch.randint(256, (3, 30), generator=torch.Generator().manual_seed(1))
 
 
-def on_paper(model: HierarchicalTransformer, means: dict, replaced: int | None) -> Tensor:
-    """Logits (b n v) by merges and a head as they are on paper. What each level says, normed, goes into `means` on
-    average, or, of the replaced level, comes out of it."""
+def logits_the_simple_way(model: HierarchicalTransformer, means: dict, replaced: int | None) -> Tensor:
+    """Logits (b n v), with merges and output as their docstrings define them.
 
-    def heard(key, i, part):
+    Without a replaced level, fills `means` with what each level passes on, averaged. Otherwise the replaced level
+    passes its mean on.
+    """
+
+    def passed_on(reader, i, values):
         if i == replaced:
-            return means[key, i].expand_as(part)
+            return means[reader, i].expand_as(values)
         if replaced is None:
-            means[key, i] = part.mean(dim=(0, 1))
-        return part
+            means[reader, i] = values.mean(dim=(0, 1))
+        return values
 
-    def merged(merge, tokens, n, cache=None):
-        x = torch.cat([align(tokens[i], s, merge.stride, n) for i, s in enumerate(merge.strides)], dim=-1)
-        x = F.rms_norm(x, x.shape[-1:], merge.norm.weight, merge.norm.eps).split(merge.dims, dim=-1)
-        x = merge.to_out(F.silu(merge.to_hidden(torch.cat([heard(merge, i, part) for i, part in enumerate(x)], -1))))
-        updates = dict(zip(merge.targets, x.split(merge.dims_out, dim=-1), strict=True))
-        return {
-            i: t + align(updates[i], merge.stride, merge.strides[i], n) if i in updates else t
-            for i, t in tokens.items()
-        }
+    def simple_merge(merge, tokens, n, cache=None):
+        x = torch.cat([align(tokens[i], own, merge.common, n) for i, own in enumerate(merge.segments)], dim=-1)
+        normed = F.rms_norm(x, x.shape[-1:], merge.norm.weight, merge.norm.eps).split(merge.dims, dim=-1)
+        hidden = merge.to_hidden(torch.cat([passed_on(merge, i, part) for i, part in enumerate(normed)], dim=-1))
+        updates = merge.to_out(F.silu(hidden)).split(merge.target_dims, dim=-1)
+        merged = dict(tokens)
+        for i, update in zip(merge.targets, updates, strict=True):
+            merged[i] = tokens[i] + align(update, merge.common, merge.segments[i], n)
+        return merged
 
+    n = IDS.shape[1]
     for merge in model.merges.values():
-        merge.forward = partial(merged, merge)
-    outputs = model.embed(IDS)
+        merge.forward = partial(simple_merge, merge)
+    outputs = model.run_levels(model.embed_bytes(IDS, None), n)
     for merge in model.merges.values():
         del merge.forward
-    outputs = [align(heard("head", i, outputs[str(i)]), model.levels[i].stride, 1, IDS.shape[1]) for i in model.heads]
-    return model.to_logits(torch.cat(outputs, dim=-1))
+    read = [passed_on("logits", i, outputs[i]) for i in model.predicting_levels]
+    segments = [model.levels[i].segments for i in model.predicting_levels]
+    at_bytes = [own.up(values, n) for own, values in zip(segments, read, strict=True)]
+    return model.to_logits(torch.cat(at_bytes, dim=-1))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @torch.no_grad()
-def test_a_level_that_is_left_out_says_its_mean(shape):
+def test_a_replaced_level_passes_its_mean_on(shape):
     model, expected_means = build(depth=2, **shape), {}
     before, whole = {name: p.clone() for name, p in model.state_dict().items()}, model(IDS)
-    torch.testing.assert_close(on_paper(model, expected_means, None), whole, atol=1e-4, rtol=1e-4)
-    with averaging(model) as means:
+    torch.testing.assert_close(logits_the_simple_way(model, expected_means, None), whole, atol=1e-4, rtol=1e-4)
+    with measure_means(model) as means:
         model(IDS[:2])
         model(IDS[2:])
-    levels = levels_to_leave_out(model)
+    levels = removable_levels(model)
     assert levels == [
-        i for i in range(len(model.levels)) if model.config.predict_use_all_hierarchy or i not in model.heads
+        i for i in range(len(model.levels)) if model.config.predict_use_all_hierarchy or i not in model.predicting_levels
     ]
     for i in levels:
-        with without(model, i, means):
-            left_out = model(IDS)
-        assert (left_out - whole).abs().max() > 0.01
-        torch.testing.assert_close(left_out, on_paper(model, expected_means, i), atol=1e-4, rtol=1e-4)
+        with level_replaced_by_mean(model, i, means):
+            without_it = model(IDS)
+        assert (without_it - whole).abs().max() > 0.01
+        torch.testing.assert_close(without_it, logits_the_simple_way(model, expected_means, i), atol=1e-4, rtol=1e-4)
 
-        with pytest.raises(KeyError), without(model, i, means):
+        with pytest.raises(KeyError), level_replaced_by_mean(model, i, means):
             raise KeyError
-        assert torch.equal(model(IDS), whole)  # all is as it was
+        assert torch.equal(model(IDS), whole)  # everything is restored
         assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
 
 
 @torch.no_grad()
-def test_a_level_that_nothing_listens_to_adds_exactly_nothing():
+def test_a_level_that_nothing_reads_adds_exactly_nothing():
     model = build(depth=2, hierarchies=(1, 4), dim=(16, 24))
     for merge in model.merges.values():
         merge.to_hidden.weight[:, 16:] = 0
     whole = model(IDS)
-    with averaging(model) as means:
+    with measure_means(model) as means:
         model(IDS)
-    with without(model, 1, means):
+    with level_replaced_by_mean(model, 1, means):
         assert torch.equal(model(IDS), whole)
