@@ -11,6 +11,8 @@ __all__ = [
     "progress",
     "run_dir",
     "speed",
+    "step",
+    "stop_signal",
     "summary",
     "trackers",
 ]
