@@ -35,18 +35,20 @@ class Contender(nn.Module):
         draw_dropout_in_bulk(self)  # as training does
 
     def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor | tuple[Tensor, Losses]:
-        if not return_loss:
-            return self.model(ids)
+        return self.loss_and_losses(ids) if return_loss else self.model(ids)
+
+    def loss(self, ids: Tensor) -> Tensor:
+        """The scalar that training minimises."""
+        loss, _ = self.loss_and_losses(ids)
+        return loss
+
+    def loss_and_losses(self, ids: Tensor) -> tuple[Tensor, Losses]:
+        """The scalar that training minimises, and its parts."""
         if self.has_loss:
             return self.model(ids, return_loss=True)
         logits, labels = self.model(ids[:, :-1]), ids[:, 1:]
         loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
         return loss, Losses(loss.detach())
-
-    def loss(self, ids: Tensor) -> Tensor:
-        """The scalar that training minimises."""
-        loss, _ = self(ids, return_loss=True)
-        return loss
 
 
 class InBfloat16(nn.Module):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from data import batch, offsets
 from model import Losses
 from training.config import TrainConfig
-from training.optimizer import learning_rate, set_learning_rate
 from training.parallel import full_tensor
+from training.schedules import learning_rate, set_learning_rate
 from training.stop_signal import StopSignal
 
 NATS_PER_BIT = log(2)
