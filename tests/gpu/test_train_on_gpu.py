@@ -53,9 +53,9 @@ def test_training_on_gpu_matches_training_on_cpu(run, float32_run):
     np.testing.assert_allclose(losses(float32_run), losses(cpu_run), atol=1e-3)
 
     last, last_on_cpu = metrics(float32_run)[-1], metrics(cpu_run)[-1]
-    assert last["validation_bits_per_byte"] == pytest.approx(last_on_cpu["validation_bits_per_byte"], abs=1e-2)
-    assert last["peak_memory_gib"] > 0
-    assert last["mfu"] > 0
+    assert last["validation/bits_per_byte"] == pytest.approx(last_on_cpu["validation/bits_per_byte"], abs=1e-2)
+    assert last["speed/peak_memory_gib"] > 0
+    assert last["speed/mfu"] > 0
 
 
 @pytest.mark.parametrize(
