@@ -1,11 +1,13 @@
-"""What trains side by side: our model and its peers, behind one face, with their training steps and their work counted.
+"""Our model and the models it is compared with, with one interface: `model(ids)` gives logits, `loss(ids)` a scalar.
 
-Peers come from `benchmarks/requirements.txt`.
+The other models come from PyPI; `benchmarks/requirements.txt` lists them. A benchmark leaves out those that are not
+installed.
 """
 
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,25 +15,28 @@ import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from model import HierarchicalTransformer, Losses
 from training.config import TrainConfig
 from training.dropout import draw_dropout_in_bulk
 from training.step import Trainer, train_step
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+
 
 class Contender(nn.Module):
-    """A causal model over bytes: ids (b n) -> logits (b n num_tokens), or the loss and `Losses` of ids (b n+1).
+    """A causal model over bytes: ids (b n) to logits (b n num_tokens), or to the loss and `Losses` of ids (b n+1).
 
     Args:
-        model: maps ids to logits.
-        has_loss: whether `model(ids, return_loss=True)` gives the loss first; otherwise cross-entropy is taken here.
+        model: maps ids (b n) to logits (b n num_tokens).
+        has_loss: whether `model(ids, return_loss=True)` returns its loss first. If not, the loss is the cross-entropy
+            of its logits.
     """
 
     def __init__(self, model: nn.Module, has_loss: bool = True):
         super().__init__()
-        self.model, self.has_loss = model, has_loss
+        self.model = model
+        self.has_loss = has_loss
         draw_dropout_in_bulk(self)  # as training does
 
     def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor | tuple[Tensor, Losses]:
@@ -63,14 +68,15 @@ class InBfloat16(nn.Module):
             return self.contender(ids, return_loss)
 
 
-def preset(name: str) -> dict:
-    """The model of `configs/`, so that what is raced is what is shipped."""
-    return tuples(yaml.safe_load((Path(__file__).parents[1] / "configs" / f"{name}.yaml").read_text())["model"])
+def preset(name: str) -> dict[str, Any]:
+    """The model's arguments in `configs/NAME.yaml`, so that benchmarks measure the presets that users train."""
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8"))
+    return lists_to_tuples(config["model"])
 
 
-def tuples(model: dict) -> dict:
-    """A model's arguments with tuples for the lists that YAML, JSON and flags have in their place."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in model.items()}
+def lists_to_tuples(arguments: dict[str, Any]) -> dict[str, Any]:
+    """A model's arguments with tuples instead of the lists that YAML, JSON and flags give."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
 
 
 def ours(**config) -> Contender:
@@ -79,66 +85,85 @@ def ours(**config) -> Contender:
 
 
 def reference(**config) -> Contender | None:
-    """The `HierarchicalTransformer` of simple-hierarchical-transformer 0.4.0, without the losses that it has beside
-    cross-entropy, which itself is taken here, because its own leaves out byte 0; None, and a word about it, where it is
-    not installed."""
+    """The `HierarchicalTransformer` of simple-hierarchical-transformer 0.4.0, trained on cross-entropy alone.
+
+    Its own cross-entropy ignores byte 0, so the loss is computed from its logits. Prints a line and returns None if the
+    package is not installed.
+    """
     try:
         from simple_hierarchical_transformer import HierarchicalTransformer as Reference
     except ImportError:
-        return missing("simple-hierarchical-transformer")
+        return report_missing("simple-hierarchical-transformer")
     model = Reference(**config, recon_loss_weight=0.0, next_latent_loss_weight=0.0)
-    model.chunk_summarizers = model.latent_dynamics = nn.ModuleList()  # of a loss that is off; nothing trains them
+
+    # These modules belong to a loss that is off, so they would have no gradients.
+    model.chunk_summarizers = nn.ModuleList()
+    model.latent_dynamics = nn.ModuleList()
     return Contender(model, has_loss=False)
 
 
 def decoder(
     num_tokens: int, dim: int, depth: int, heads: int, dim_head: int, seq_len: int, **options
 ) -> Contender | None:
-    """The decoder of x-transformers with SDPA and rotary positions, and with options of its layers; None, and a word,
-    where it is not installed."""
+    """The decoder of x-transformers with SDPA and rotary positions.
+
+    Prints a line and returns None if the package is not installed.
+
+    Args:
+        options: further arguments of its `Decoder`.
+    """
     try:
         from x_transformers import Decoder, TransformerWrapper
     except ImportError:
-        return missing("x-transformers")
-    options = {"attn_flash": True, "rotary_pos_emb": True, "ff_mult": 4} | options
-    layers = Decoder(dim=dim, depth=depth, heads=heads, attn_dim_head=dim_head, **options)
+        return report_missing("x-transformers")
+    defaults = {"attn_flash": True, "rotary_pos_emb": True, "ff_mult": 4}
+    layers = Decoder(dim=dim, depth=depth, heads=heads, attn_dim_head=dim_head, **defaults | options)
     model = TransformerWrapper(num_tokens=num_tokens, max_seq_len=seq_len, use_abs_pos_emb=False, attn_layers=layers)
     return Contender(model, has_loss=False)
 
 
 def hourglass(seq_len: int, **config) -> Contender | None:
-    """The `HourglassTransformerLM` of hourglass-transformer-pytorch, for whole multiples of its shorten_factor: padding
-    to one stops in a name that it does not import. None, and a word, where it is not installed."""
+    """The `HourglassTransformerLM` of hourglass-transformer-pytorch.
+
+    The length of ids must be a multiple of `shorten_factor`: the library's padding fails, since it uses a name that it
+    does not import. Prints a line and returns None if the package is not installed.
+    """
     try:
         from hourglass_transformer_pytorch import HourglassTransformerLM
     except ImportError:
-        return missing("hourglass-transformer-pytorch")
-    return Contender(HourglassTransformerLM(max_seq_len=seq_len, **config), has_loss=False)
+        return report_missing("hourglass-transformer-pytorch")
+    model = HourglassTransformerLM(max_seq_len=seq_len, **config)
+    return Contender(model, has_loss=False)
 
 
 def megabyte(seq_len: int, patch: int, **config) -> Contender | None:
-    """MEGABYTE-pytorch's model of two stages, `patch` bytes to a token of the first, with SDPA and rotary positions;
-    None, and a word, where it is not installed. Its `dim` and `depth` are of the coarse stage and the fine one.
+    """The model of MEGABYTE-pytorch with two stages, SDPA and rotary positions.
 
-    It puts a start token before each patch, and gives logits without those of the first: at t, of the byte t + 1. Its
-    own loss leaves out byte 0.
+    It prepends a start token to each patch and returns logits without those of the first start token, so the logits at
+    t predict byte t + 1. Its own loss ignores byte 0, so the loss is computed from its logits. Prints a line and
+    returns None if the package is not installed.
+
+    Args:
+        patch: bytes in a token of the coarse stage.
+        config: further arguments; `dim` and `depth` hold the coarse stage's value and then the fine stage's.
     """
     try:
         from MEGABYTE_pytorch import MEGABYTE
     except ImportError:
-        return missing("MEGABYTE-pytorch")
-    model = MEGABYTE(max_seq_len=(seq_len // patch, patch), rel_pos=True, flash_attn=True, **config)
+        return report_missing("MEGABYTE-pytorch")
+    stage_lengths = (seq_len // patch, patch)
+    model = MEGABYTE(max_seq_len=stage_lengths, rel_pos=True, flash_attn=True, **config)
     return Contender(model, has_loss=False)
 
 
-def missing(peer: str) -> None:
-    """Say that a peer is not installed."""
-    print(f"{peer} is not installed, and is left out: pip install -r benchmarks/requirements.txt")
+def report_missing(package: str) -> None:
+    """Print that a package is not installed and how to install it."""
+    print(f"{package} is not installed and is left out: pip install -r benchmarks/requirements.txt")
 
 
-def random_ids(batch: int, n: int, device: str | torch.device) -> Tensor:
-    """Bytes to train on: (b n+1)."""
-    return torch.randint(0, 256, (batch, n + 1), device=device)
+def random_ids(batch: int, seq_len: int, device: str | torch.device) -> Tensor:
+    """Random bytes to train on: (batch seq_len+1)."""
+    return torch.randint(0, 256, (batch, seq_len + 1), device=device)
 
 
 def build_trainer(
@@ -182,63 +207,5 @@ def take_step(contender: Contender, optimizer: torch.optim.Optimizer, ids: Tenso
 
 
 def count_parameters(contender: nn.Module) -> int:
-    """All that are trained."""
+    """Number of all trained weights."""
     return sum(p.numel() for p in contender.parameters())
-
-
-def count_flops(contender: Contender, n: int) -> float:
-    """Floating-point operations of a training step at length n, a byte, counted on a step that really runs on the CPU,
-    where the contender must be.
-
-    Matrix products and convolutions count as they are done, forward and backward. Fused attention counts the pairs of
-    query and key that its mask lets through, twice as much backward as forward: half of n² if causal, the window if
-    there is one. A peer's attention out of plain products counts in full, what it masks away included.
-    """
-    ids = random_ids(1, n, "cpu")
-    with counting() as counter:
-        contender.loss(ids).backward()
-    contender.zero_grad()
-    return counter.get_total_flops() / n
-
-
-def flops_by_module(contender: Contender, n: int) -> dict[str, float]:
-    """Of `count_flops`, what each module takes, by its name in the model, and "" for the whole model."""
-    ids = random_ids(1, n, "cpu")
-    with counting() as counter, torch.no_grad():
-        contender.loss(ids)
-    root = type(contender.model).__name__
-    counts = {name: sum(ops.values()) for name, ops in counter.get_flop_counts().items() if name.startswith(root)}
-    return {name.removeprefix(root).removeprefix("."): 3 * flops / n for name, flops in counts.items()}
-
-
-def counting() -> FlopCounterMode:
-    """A counter that knows the fused attention of the CPU."""
-    ops = torch.ops.aten
-    formulas = {
-        ops._scaled_dot_product_flash_attention_for_cpu: attention_flops,
-        ops._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
-    }
-    return FlopCounterMode(display=False, custom_mapping=formulas)
-
-
-def attention_flops(q, k, v, dropout_p=0.0, is_causal=False, *, attn_mask=None, scale=None, out_val=None) -> int:
-    """Two products over the visible pairs of queries (b h i d) and keys (b h j d)."""
-    b, h, i, d = q.shape
-    j = k.shape[-2]
-    if attn_mask is not None:  # boolean, or what is added to the scores
-        seen = attn_mask if attn_mask.dtype == torch.bool else attn_mask > -torch.inf
-        pairs = int(seen.expand(b, h, i, j).sum())
-    else:
-        pairs = b * h * (i * (i + 1) // 2 + i * (j - i) if is_causal else i * j)
-    return 2 * pairs * (d + v.shape[-1])
-
-
-def attention_backward_flops(
-    grad_out, q, k, v, out, logsumexp, dropout_p, is_causal, *, attn_mask=None, scale=None, out_val=None
-) -> int:
-    """Twice the forward pass; what the kernel computes again does not count."""
-    return 2 * attention_flops(q, k, v, dropout_p, is_causal, attn_mask=attn_mask)
-
-
-for formula in (attention_flops, attention_backward_flops):
-    setattr(formula, "_get_raw", True)  # noqa: B010, of a function: the counter hands over tensors, not shapes

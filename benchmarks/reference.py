@@ -1,63 +1,76 @@
-"""Weights of the reference, simple-hierarchical-transformer 0.4.0, under our names.
+"""Convert weights of the reference, simple-hierarchical-transformer 0.4.0, to our names.
 
-The same function comes out of `HierarchicalTransformer` with the reference's arguments and `**EXPRESSED`, for levels
-without a window: its windows belong to another library and let a query see one key more.
+`HierarchicalTransformer` with the reference's arguments and REFERENCE_SETTINGS then computes the same function. This
+holds for levels without a window: the reference's windows come from another library and let a query see one key more.
 """
 
 from einops import rearrange
 from torch import Tensor
 
-# What the reference has built in. Its default stride of 1 must be given, too: ours is the compression.
-EXPRESSED = {"compress_mult": 4.0, "rotary_xpos": True}
+# What the reference has built in. Its default stride of 1 must also be given, since ours defaults to the compression.
+REFERENCE_SETTINGS = {"compress_mult": 4.0, "rotary_xpos": True}
+
+# The reference's names, and ours.
+OUTSIDE_LEVELS = {"token_emb.weight": "token_emb.weight", "to_logits.weight": "to_logits.weight"}
+BLOCK = {
+    "attn.norm.gamma": "attn.norm.weight",
+    "attn.to_out.weight": "attn.to_out.weight",
+    "ff.net.0.gamma": "ff.norm.weight",
+    "ff.net.1.weight": "ff.to_hidden.weight",
+    "ff.net.3.weight": "ff.to_out.weight",
+}
+MERGE = {
+    "0.gamma": "norm.weight",
+    "1.weight": "to_hidden.weight",
+    "1.bias": "to_hidden.bias",
+    "3.weight": "to_out.weight",
+    "3.bias": "to_out.bias",
+}
+# For each weight of a compression also a pattern, since the reference keeps linear maps as convolutions.
+COMPRESS = {
+    "weight": ("weight", None),
+    "1.conv.weight": ("0.weight", "o d c -> o (c d)"),
+    "1.conv.bias": ("0.bias", None),
+    "3.weight": ("2.weight", "o i 1 -> o i"),
+    "3.bias": ("2.bias", None),
+}
 
 
-def translate(weights: dict[str, Tensor], levels: int, heads: tuple[int, ...]) -> dict[str, Tensor]:
-    """A state dict of the reference as one of ours; weights of losses that ours does not have are left out."""
-    ours = {"token_emb.weight": weights["token_emb.weight"], "to_logits.weight": weights["to_logits.weight"]}
-    names = {
-        "attn.norm.gamma": "attn.norm.weight",
-        "attn.to_out.weight": "attn.to_out.weight",
-        "ff.net.0.gamma": "ff.norm.weight",
-        "ff.net.1.weight": "ff.to_hidden.weight",
-        "ff.net.3.weight": "ff.to_out.weight",
-    }
-    merges = {"0.gamma": "norm.weight", "1": "to_hidden", "3": "to_out"}
+def convert_weights(weights: dict[str, Tensor], heads: tuple[int, ...]) -> dict[str, Tensor]:
+    """Convert a state dict of the reference to one of ours. Weights of losses that ours does not have are left out.
+
+    Args:
+        weights: the reference's state dict.
+        heads: attention heads of each level.
+    """
+    ours = {}
     for name, value in weights.items():
-        part, *rest = name.split(".")
-        tail = ".".join(rest)
-        if part == "layers":
-            layer, level, tail = rest[0], rest[1], ".".join(rest[2:])
-            to = f"levels.{level}.blocks.{layer}."
-            if tail == "attn.to_qkv.weight":
-                ours[to + tail] = _halves(value, heads[int(level)])
-            elif tail in names:
-                ours[to + names[tail]] = value
-        elif part == "hierarchical_merges":
-            layer, tail = rest[0], ".".join(rest[2:])
-            for theirs, own in merges.items():
-                if tail.startswith(theirs):
-                    ours[f"merges.{layer}.{tail.replace(theirs, own, 1)}"] = value
-        elif part == "post_token_emb_norms":
-            ours[f"levels.{rest[0]}.norm_in.{rest[1]}"] = value
-        elif part == "norms":
-            ours[name] = value
-        elif part == "compressors" and rest[1] == "compress_fn":
-            to, tail = f"levels.{rest[0]}.compress.net.", ".".join(rest[2:])
-            if tail == "weight":
-                ours[to + "weight"] = value
-            elif tail == "1.conv.weight":
-                ours[to + "0.weight"] = rearrange(value, "o d c -> o (c d)")
-            elif tail == "1.conv.bias":
-                ours[to + "0.bias"] = value
-            elif tail == "3.weight":
-                ours[to + "2.weight"] = rearrange(value, "o i 1 -> o i")
-            elif tail == "3.bias":
-                ours[to + "2.bias"] = value
+        match name.split("."):
+            case ["layers", layer, level, "attn", "to_qkv", "weight"]:
+                new_name = f"levels.{level}.blocks.{layer}.attn.to_qkv.weight"
+                ours[new_name] = split_rotary_pairs(value, heads[int(level)])
+            case ["layers", layer, level, *rest] if ".".join(rest) in BLOCK:
+                ours[f"levels.{level}.blocks.{layer}.{BLOCK['.'.join(rest)]}"] = value
+            case ["hierarchical_merges", layer, _, *rest] if ".".join(rest) in MERGE:
+                ours[f"merges.{layer}.{MERGE['.'.join(rest)]}"] = value
+            case ["post_token_emb_norms", level, parameter]:
+                ours[f"levels.{level}.norm_in.{parameter}"] = value
+            case ["compressors", level, "compress_fn", *rest] if ".".join(rest) in COMPRESS:
+                new_name, pattern = COMPRESS[".".join(rest)]
+                ours[f"levels.{level}.compress.net.{new_name}"] = rearrange(value, pattern) if pattern else value
+            case ["norms", *_]:
+                ours[name] = value
+            case _ if name in OUTSIDE_LEVELS:
+                ours[OUTSIDE_LEVELS[name]] = value
     return ours
 
 
-def _halves(qkv: Tensor, heads: int) -> Tensor:
-    """Rotary pairs of channels from neighbours, (2i, 2i+1), to halves, (i, i + d/2), in queries and keys."""
+def split_rotary_pairs(qkv: Tensor, heads: int) -> Tensor:
+    """Reorder the channels of queries and keys for our rotary positions.
+
+    The reference rotates pairs of neighbours (2i, 2i+1), ours rotates pairs (i, i + d/2) of the two halves.
+    """
     q, k, v = qkv.chunk(3)
-    q, k = (rearrange(t, "(h i r) d -> (h r i) d", h=heads, r=2) for t in (q, k))
+    q = rearrange(q, "(h i pair) d -> (h pair i) d", h=heads, pair=2)
+    k = rearrange(k, "(h i pair) d -> (h pair i) d", h=heads, pair=2)
     return rearrange([q, k, v], "three o d -> (three o) d")

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from data import batch, offsets
+from data import batch, sequence_starts
 from model import Losses
 from training.config import TrainConfig
 from training.parallel import full_tensor
@@ -144,7 +144,7 @@ def local_batch(trainer: Trainer, step: int, piece: int) -> Tensor:
 
 def batch_offsets(trainer: Trainer, step: int) -> list[int]:
     """First byte in the training split of each sequence of a step's global batch."""
-    starts = offsets(
+    starts = sequence_starts(
         len(trainer.data),
         trainer.seq_len,
         seed=trainer.config.seed,

@@ -1,1 +1,1 @@
-"""Benchmarks of quality, each run as `python -m benchmarks.quality.NAME`."""
+"""Benchmarks of quality at equal training time: `python -m benchmarks.quality.race`, `.ablations` and `.regimes`."""

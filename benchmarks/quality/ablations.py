@@ -1,26 +1,40 @@
-"""What earns its time, one change at a time.
+"""Change one thing at a time in our preset and see what it brings after equal training time.
 
 `python -m benchmarks.quality.ablations --out runs/ablations --data.name=enwik8`
 
-All is as in `benchmarks.quality.race`: a clock of bytes a second, trials of equal time that resume. A change is
-judged on the validation split, by its distance to the base of the same seed; where several learning rates are given,
-each has its own best one.
+Everything else is as in `benchmarks.quality.race`: measured speeds, trials of equal training time, and the same command
+continues an interrupted run. A change is judged on the validation split by its distance from the base of the same seed.
+If several learning rates are given, each change is shown at its own best one.
+
+Prints a table, the best change first, and as the last line a JSON object. The folder holds the speeds (speeds.json) and
+a line for each trial (runs.jsonl).
 """
 
 import json
+from collections.abc import Mapping
 from statistics import mean
+from typing import Any
 
 from jsonargparse.typing import PositiveFloat
 
-from benchmarks.quality.race import LEVELS, SAME, entrant, score_of
-from benchmarks.quality.racing import Race, check_known, racing_parser
+from benchmarks.quality.entries import HIERARCHICAL, SHARED, make_entry
+from benchmarks.quality.race_setup import (
+    Names,
+    Race,
+    check_known,
+    race_parser,
+    read_race_options,
+    score_or_infinity,
+)
+from benchmarks.quality.trial_runner import Result
 from benchmarks.quality.trials import Entry
-from benchmarks.speed.timing import table
+from benchmarks.tables import format_table
 from training.command_line import user_errors
 from training.config import TrainConfig
 
-BASE = SAME | LEVELS
-CHANGES = [  # arguments of the model, or fields of TrainConfig
+BASE = SHARED | HIERARCHICAL
+# Arguments of the model, or fields of TrainConfig.
+CHANGES: list[dict[str, Any]] = [
     {"hierarchies": (1, 2)},
     {"hierarchies": (1, 8)},
     {"hierarchies": (1, 4, 16), "depth": (2, 3, 3), "window_sizes": (0, 256, None)},
@@ -78,61 +92,98 @@ CHANGES = [  # arguments of the model, or fields of TrainConfig
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = racing_parser("benchmarks.quality.ablations", __doc__)
+    parser = race_parser("benchmarks.quality.ablations", __doc__)
     parser.add_argument(
         "--only", type=str, nargs="+", help="arguments or fields whose changes are tried; all when left out"
     )
-    parser.add_argument("--rates", type=PositiveFloat, nargs="+", default=[4e-3], help="learning rates of each")
+    parser.add_argument("--rates", type=PositiveFloat, nargs="+", default=[4e-3], help="learning rates of each change")
     args = parser.parse_args(argv)
 
     with user_errors():
-        known = sorted({name for change in CHANGES for name in change})
-        check_known("only", args.only or (), known)
-        changes = [change for change in CHANGES if args.only is None or set(args.only) & set(change)]
-        race = Race(
-            args, {("base",): entry_of({}, args.quick)} | {(told(c),): entry_of(c, args.quick) for c in changes}
-        )
-    trials = {
-        (*names, rate, seed): race.trial(names, rate, seed, args.minutes, final=False)
-        for names in race.entries
-        for rate in args.rates
-        for seed in args.seeds
-    }
-    lines = race.run([((one[0],), trial) for one, trial in trials.items()])
+        changes = choose_changes(args.only)
+        options = read_race_options(args)
+        entries: dict[Names, Entry] = {("base",): changed_entry({}, options.quick)}
+        for change in changes:
+            entries[name_of(change),] = changed_entry(change, options.quick)
+        race = Race(options, entries)
+
+    # Train everything.
+    planned = {}
+    for (name,) in race.entries:
+        for rate in args.rates:
+            for seed in options.seeds:
+                planned[name, rate, seed] = race.plan_trial((name,), rate, seed, options.minutes, final=False)
+    runs = race.run_trials(planned)
+
+    # Report each change at its best learning rate.
     results = {}
     for (name,) in race.entries:
-        scores = {r: [lines[trials[name, r, s].key]["validation"] for s in args.seeds] for r in args.rates}
-        rate = min(args.rates, key=lambda rate: mean(map(score_of, scores[rate])))
-        results[name] = race.speeds[name,] | {"learning_rate": rate, "validation_bits_per_byte": scores[rate]}
-    rows = {name: row(name, result, results["base"]) for name, result in results.items()}
-    print(table(sorted(rows.values(), key=lambda row: float(row["over base"].split()[0]))))
-    print(json.dumps(race.circumstances() | {"minutes": args.minutes, "changes": results}))
+        rate, scores = best_rate(name, args.rates, options.seeds, runs)
+        results[name] = race.speeds[name,] | {"learning_rate": rate, "validation_bits_per_byte": scores}
+    names = sorted(results, key=lambda name: mean(differences(results[name], results["base"])))
+    print(format_table([table_row(name, results[name], results["base"]) for name in names]))
+    print(json.dumps(race.conditions() | {"minutes": options.minutes, "changes": results}))
 
 
-def told(change: dict) -> str:
-    """A change in words: its first part, with which the others go."""
-    return next((f"{name} {value}" for name, value in change.items()), "base")
+def choose_changes(only: list[str] | None) -> list[dict[str, Any]]:
+    """The changes of some arguments or fields, or all changes.
+
+    Raises:
+        UserError: when no change has one of these names.
+    """
+    if only is None:
+        return CHANGES
+    known = sorted({name for change in CHANGES for name in change})
+    check_known("only", only, known)
+    return [change for change in CHANGES if set(only) & set(change)]
 
 
-def entry_of(change: dict, quick: bool) -> Entry:
+def name_of(change: dict[str, Any]) -> str:
+    """The name of a change: its first part, since the others only follow from it."""
+    name, value = next(iter(change.items()))
+    return f"{name} {value}"
+
+
+def changed_entry(change: dict[str, Any], quick: bool) -> Entry:
     """The base with a change."""
     train = {name: value for name, value in change.items() if name in TrainConfig.__dataclass_fields__}
-    model = BASE | {name: value for name, value in change.items() if name not in train}
-    return entrant("ours", model, quick, **train)
+    model = {name: value for name, value in change.items() if name not in train}
+    return make_entry("ours", BASE | model, quick, **train)
 
 
-def row(name: str, result: dict, base: dict) -> dict:
-    """A row of the table; distances are means over seeds, ± half of that between the best seed and the worst."""
-    scores, its = ([score_of(bits) for bits in one["validation_bits_per_byte"]] for one in (result, base))
-    over = [here - there for here, there in zip(scores, its, strict=True)]
+def best_rate(
+    name: str, rates: list[float], seeds: list[int], runs: Mapping[tuple[str, float, int], Result]
+) -> tuple[float, list[float | None]]:
+    """A change's learning rate with the best mean over seeds, and its validation scores by seed."""
+    scores = {rate: [runs[name, rate, seed]["validation"] for seed in seeds] for rate in rates}
+
+    def mean_score(rate: float) -> float:
+        return mean(score_or_infinity(bits) for bits in scores[rate])
+
+    best = min(rates, key=mean_score)
+    return best, scores[best]
+
+
+def differences(result: dict[str, Any], base: dict[str, Any]) -> list[float]:
+    """By how many bits per byte a change is above the base, for each seed."""
+    changed = [score_or_infinity(bits) for bits in result["validation_bits_per_byte"]]
+    unchanged = [score_or_infinity(bits) for bits in base["validation_bits_per_byte"]]
+    return [one - other for one, other in zip(changed, unchanged, strict=True)]
+
+
+def table_row(name: str, result: dict[str, Any], base: dict[str, Any]) -> dict[str, str]:
+    """A row of the table. Differences are means over seeds, ± half the distance from the best to the worst."""
+    scores = [score_or_infinity(bits) for bits in result["validation_bits_per_byte"]]
+    above_base = differences(result, base)
+    half_range = (max(above_base) - min(above_base)) / 2
     return {
         "change": name,
         "parameters": f"{result['parameters']:,}",
         "MFLOPs/byte": f"{result['flops_per_byte'] / 1e6:.2f}",
         "bytes/s": f"{result['bytes_per_second']:,.0f}",
-        "rate": f"{result['learning_rate']:g}",
+        "learning rate": f"{result['learning_rate']:g}",
         "bits/byte": f"{mean(scores):.4f}",
-        "over base": f"{mean(over):+.4f} ± {(max(over) - min(over)) / 2:.4f}",
+        "difference to base": f"{mean(above_base):+.4f} ± {half_range:.4f}",
     }
 
 

@@ -1,108 +1,134 @@
-"""Where a hierarchy pays: sequence length × time.
+"""Map where a hierarchy pays: at which sequence lengths, and after how much training.
 
 `python -m benchmarks.quality.regimes --out runs/regimes --data.name=enwik8`
 
-The flat and the hierarchical preset of `benchmarks.quality.race` train at each length for a sixteenth, a quarter and
-all of the minutes, by the same clock, in trials that go on after whatever stopped them. Each has the best of the
-learning rates in each place. A place's figure is the share of bits by which the hierarchical model's validation score
-is lower.
+The flat and the hierarchical preset of `benchmarks.quality.race` train at each sequence length for a sixteenth, a
+quarter and all of the minutes, in trials of equal training time. For each length and time, each preset has its best
+learning rate. The result is by which share the hierarchical model's validation bits per byte are below the flat one's.
+The same command continues an interrupted run.
+
+Prints a table, and as the last line a JSON object. The folder holds the speeds (speeds.json), a line for each trial
+(runs.jsonl) and the map (regimes.png).
 """
 
 import json
 from dataclasses import replace
-from itertools import product
 from math import isfinite, nan
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from benchmarks.quality.race import FLAT, LEVELS, SAME, entrant, score_of
-from benchmarks.quality.racing import Race, racing_parser
+from benchmarks.quality.entries import FLAT, HIERARCHICAL, SHARED, make_entry
+from benchmarks.quality.race_setup import Names, Race, race_parser, read_race_options, score_or_infinity
 from benchmarks.quality.trials import Entry
-from benchmarks.speed.timing import table
+from benchmarks.tables import format_table
 from model import ModelConfig
 from plot import save
 from training.command_line import user_errors
 
-SHARES = (1 / 16, 1 / 4, 1)  # of the minutes that are given
-PRESETS = {"flat": FLAT, "hierarchical": LEVELS}
+SHARES = (1 / 16, 1 / 4, 1)  # training times, as shares of --minutes
+PRESETS = {"flat": FLAT, "hierarchical": HIERARCHICAL}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = racing_parser("benchmarks.quality.regimes", __doc__)
-    parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[512, 2048, 8192], help="of sequences")
-    parser.add_argument("--rates", type=PositiveFloat, nargs="+", default=[8e-3], help="learning rates of each")
+    parser = race_parser("benchmarks.quality.regimes", __doc__)
+    parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[512, 2048, 8192], help="bytes of a sequence")
+    parser.add_argument("--rates", type=PositiveFloat, nargs="+", default=[8e-3], help="learning rates to try")
     args = parser.parse_args(argv)
 
     with user_errors():
-        entries = {(name, str(n)): entry_of(PRESETS[name], n, args.quick) for n in args.lengths for name in PRESETS}
-        race = Race(args, entries)
-    budgets = [share * args.minutes for share in SHARES]
-    trials = {
-        (*names, minutes, rate, seed): race.trial(names, rate, seed, minutes, final=False)
-        for names, minutes, rate, seed in product(race.entries, budgets, args.rates, args.seeds)
-    }
-    lines = race.run([(one[:2], trial) for one, trial in trials.items()])
-    scores = {one: score_of(lines[trial.key]["validation"]) for one, trial in trials.items()}
-    best = {
-        (name, n, minutes): min(
-            mean(scores[name, n, minutes, rate, seed] for seed in args.seeds) for rate in args.rates
-        )
-        for (name, n), minutes in product(race.entries, budgets)
-    }
-    places = [
-        {"length": n, "minutes": minutes, **{name: best[name, str(n), minutes] for name in PRESETS}}
-        for n, minutes in product(args.lengths, budgets)
-    ]
-    plot(places, race.folder / "regimes.png")
-    print(table([row(place) for place in places]))
-    print(race.folder / "regimes.png")
-    print(json.dumps(race.circumstances() | {"rates": args.rates, "places": places}))
+        options = read_race_options(args)
+        entries: dict[Names, Entry] = {}
+        for length in args.lengths:
+            for name, preset in PRESETS.items():
+                entries[name, str(length)] = entry_of_length(preset, length, options.quick)
+        race = Race(options, entries)
+
+    # Train everything.
+    times = [share * options.minutes for share in SHARES]
+    planned = {}
+    for names in race.entries:
+        for minutes in times:
+            for rate in args.rates:
+                for seed in options.seeds:
+                    key = (names, minutes, rate, seed)
+                    planned[key] = race.plan_trial(names, rate, seed, minutes, final=False)
+    runs = race.run_trials(planned)
+    scores = {key: score_or_infinity(run["validation"]) for key, run in runs.items()}
+
+    # Take the best learning rate for each length and time.
+    results = []
+    for length in args.lengths:
+        for minutes in times:
+            result: dict[str, Any] = {"length": length, "minutes": minutes}
+            for name in PRESETS:
+                names = (name, str(length))
+                result[name] = min(
+                    mean(scores[names, minutes, rate, seed] for seed in options.seeds) for rate in args.rates
+                )
+            results.append(result)
+
+    # Report.
+    picture = options.folder / "regimes.png"
+    plot(results, picture)
+    print(format_table([table_row(result) for result in results]))
+    print(picture)
+    print(json.dumps(race.conditions() | {"rates": args.rates, "places": results}))
 
 
-def entry_of(preset: dict, n: int, quick: bool) -> Entry:
-    """A preset on sequences of n bytes, with windows that fit them."""
-    entry = entrant("ours", SAME | preset, quick)
-    windows = tuple(min(level.window, n // level.compression) for level in ModelConfig(**entry.model).levels)
-    return replace(entry, model=entry.model | {"seq_len": n, "window_sizes": windows})
+def entry_of_length(preset: dict[str, Any], length: int, quick: bool) -> Entry:
+    """A preset on sequences of another length, with windows that are no longer than they."""
+    entry = make_entry("ours", SHARED | preset, quick)
+    levels = ModelConfig(**entry.model).levels
+    windows = tuple(min(level.window, length // level.compression) for level in levels)
+    return replace(entry, model=entry.model | {"seq_len": length, "window_sizes": windows})
 
 
-def saved(place: dict) -> float:
-    """The share of bits that the hierarchical model saves; not a number where one of them diverged."""
-    flat, hierarchical = (place[name] for name in PRESETS)
-    return 1 - hierarchical / flat if isfinite(flat) and isfinite(hierarchical) else nan
+def share_saved(result: dict[str, Any]) -> float:
+    """The share of bits that the hierarchical model saves; NaN if a model has no finite score."""
+    flat, hierarchical = result["flat"], result["hierarchical"]
+    if not (isfinite(flat) and isfinite(hierarchical)):
+        return nan
+    return 1 - hierarchical / flat
 
 
-def row(place: dict) -> dict:
-    """A row of the table."""
+def table_row(result: dict[str, Any]) -> dict[str, str]:
+    """A row of the table: a length and a time."""
     return {
-        "length": f"{place['length']:,}",
-        "minutes": f"{place['minutes']:g}",
-        **{name: f"{place[name]:.4f}" for name in PRESETS},
-        "bits saved": f"{saved(place):+.1%}",
+        "length": f"{result['length']:,}",
+        "minutes": f"{result['minutes']:g}",
+        "flat": f"{result['flat']:.4f}",
+        "hierarchical": f"{result['hierarchical']:.4f}",
+        "bits saved": f"{share_saved(result):+.1%}",
     }
 
 
-def plot(places: list[dict], path: Path) -> None:
-    """Write the map: a field for each length and time, green where the hierarchical model is ahead."""
-    import matplotlib  # heavy, and needed here alone
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Draw the map and write it to a file: a cell per length and time, green where the hierarchical model is better."""
+    import matplotlib  # slow to import, and only needed here
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
 
-    lengths, budgets = (list(dict.fromkeys(place[name] for place in places)) for name in ("length", "minutes"))
-    shares = [[saved(place) for place in places if place["length"] == n] for n in lengths]
-    widest = max([abs(share) for line in shares for share in line if isfinite(share)], default=0.0) or 0.01
-    figure = Figure(figsize=(1.6 * len(budgets) + 2.6, 0.9 * len(lengths) + 1.6), layout="constrained")
+    lengths = list(dict.fromkeys(result["length"] for result in results))
+    times = list(dict.fromkeys(result["minutes"] for result in results))
+    cells = [[share_saved(result) for result in results if result["length"] == length] for length in lengths]
+    finite = [abs(share) for row in cells for share in row if isfinite(share)]
+    largest = max(finite, default=0.0) or 0.01
+
+    figure = Figure(figsize=(1.6 * len(times) + 2.6, 0.9 * len(lengths) + 1.6), layout="constrained")
     axis = figure.subplots()
-    axis.imshow(shares, cmap="PiYG", vmin=-1.5 * widest, vmax=1.5 * widest, aspect="auto")
-    for (y, line), x in product(enumerate(shares), range(len(budgets))):
-        axis.text(x, y, f"{line[x]:+.1%}", ha="center", va="center")
-    axis.set_xticks(range(len(budgets)), [f"{minutes:g}" for minutes in budgets])
-    axis.set_yticks(range(len(lengths)), [f"{n:,}" for n in lengths])
+    axis.imshow(cells, cmap="PiYG", vmin=-1.5 * largest, vmax=1.5 * largest, aspect="auto")
+    for y, row in enumerate(cells):
+        for x, share in enumerate(row):
+            axis.text(x, y, f"{share:+.1%}", ha="center", va="center")
+
+    axis.set_xticks(range(len(times)), [f"{minutes:g}" for minutes in times])
+    axis.set_yticks(range(len(lengths)), [f"{length:,}" for length in lengths])
     axis.set(xlabel="minutes of training", ylabel="bytes in a sequence")
-    axis.set_title("Bits that the hierarchical model saves, beside the flat one", fontsize="medium")
+    axis.set_title("Bits per byte that the hierarchical model saves compared with the flat one", fontsize="medium")
     save(figure, path)
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from benchmarks import contenders
 from benchmarks.contenders import Contender, build_trainer
-from benchmarks.quality.causality import check_causality
+from benchmarks.quality.causality_check import check_causality
 from data import DataConfig, open_corpus, scoring_windows
 from evaluation.bits_per_byte import FIRST_BYTE, bits_per_byte, window_nats
 from model.generation.load import best_device

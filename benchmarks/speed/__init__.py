@@ -1,1 +1,1 @@
-"""Benchmarks of speed, each run as `python -m benchmarks.speed.NAME`."""
+"""Benchmarks of speed and memory: `python -m benchmarks.speed.throughput`, `.generation` and `.attention`."""

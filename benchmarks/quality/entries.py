@@ -1,0 +1,85 @@
+"""The contenders of a race and their sizes, and how an entry is made from the arguments of a model."""
+
+from typing import Any
+
+from benchmarks.contenders import preset
+from benchmarks.quality.trials import Entry
+
+SHARED: dict[str, Any] = {"num_tokens": 256, "seq_len": 512, "dim_head": 64}  # a preset's own seq_len takes precedence
+FLAT = preset("flat")
+HIERARCHICAL = preset("enwik8-small")
+OUR_TRAINING = {"optimizer": "muon"}
+
+# Levels of the reference: its default, and a coarse level at a stride of 4.
+DEFAULT_LEVELS: dict[str, Any] = {"hierarchies": (1, 2), "hierarchical_stride": 1, "window_sizes": (32, 64)}
+STRIDE_4_LEVELS: dict[str, Any] = {"hierarchies": (1, 4), "hierarchical_stride": (1, 4), "window_sizes": (64, None)}
+HOURGLASS: dict[str, Any] = {"depth": (1, 4, 1), "shorten_factor": 4}
+# The options of x-transformers that a current decoder would use.
+MODERN: dict[str, Any] = {
+    "use_rmsnorm": True,
+    "ff_glu": True,
+    "ff_swish": True,
+    "ff_no_bias": True,
+    "shift_tokens": 1,
+}
+
+# For each contender and size: a function of benchmarks.contenders, and its arguments in addition to those of SHARED.
+SIZES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
+    ("flat", "128 × 4"): ("ours", FLAT),
+    ("flat", "192 × 4"): ("ours", FLAT | {"dim": 192, "heads": 3}),
+    ("hierarchical", "128 × 2, 3"): ("ours", HIERARCHICAL),
+    ("hierarchical", "192 × 2, 4"): ("ours", HIERARCHICAL | {"dim": 192, "heads": 3, "depth": (2, 4)}),
+    ("reference", "192 × 4"): ("reference", DEFAULT_LEVELS | {"dim": 192, "depth": 4, "heads": 3}),
+    ("reference", "128, 256 × 4, stride 4"): (
+        "reference",
+        STRIDE_4_LEVELS | {"dim": (128, 256), "depth": 4, "heads": (2, 4), "ff_mult": (2, 4)},
+    ),
+    ("hourglass", "192 × 1, 4, 1"): ("hourglass", HOURGLASS | {"dim": 192, "heads": 3}),
+    ("hourglass", "256 × 1, 4, 1, linear"): (
+        "hourglass",
+        HOURGLASS | {"dim": 256, "heads": 4, "updown_sample_type": "linear"},
+    ),
+    ("megabyte", "256, 128, patch 4"): ("megabyte", {"dim": (256, 128), "depth": (5, 3), "heads": 4, "patch": 4}),
+    ("megabyte", "320, 192, patch 8"): ("megabyte", {"dim": (320, 192), "depth": (3, 3), "heads": 4, "patch": 8}),
+    ("x-transformers", "192 × 4, modern"): ("decoder", MODERN | {"dim": 192, "depth": 4, "heads": 3}),
+    ("x-transformers", "256 × 6"): ("decoder", {"dim": 256, "depth": 6, "heads": 4}),
+}
+CONTENDERS = list(dict.fromkeys(contender for contender, _ in SIZES))
+
+# What replaces a model's arguments with --quick.
+MINIATURE: dict[str, Any] = {
+    "dim": 16,
+    "depth": 1,
+    "attn_depth": 1,
+    "heads": 2,
+    "dim_head": 8,
+    "seq_len": 32,
+    "window_sizes": 2,
+}
+
+
+def make_entry(builder: str, model: dict[str, Any], quick: bool, **train) -> Entry:
+    """What a race trains.
+
+    Args:
+        builder: a function of `benchmarks.contenders`.
+        model: its arguments.
+        quick: make a miniature of the model.
+        train: settings of training that differ from those that all entries of this builder have.
+    """
+    if quick:
+        model = shrink(model)
+    if builder == "ours":
+        train = OUR_TRAINING | train
+    return Entry(builder, model, train)
+
+
+def shrink(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's arguments with those of MINIATURE, repeated for each level where the model has one per level."""
+    small = {}
+    for name, value in MINIATURE.items():
+        if name not in model:
+            continue
+        given = model[name]
+        small[name] = (value,) * len(given) if isinstance(given, tuple) else value
+    return model | small
