@@ -23,7 +23,7 @@ from evaluation.bits_per_byte import FIRST_BYTE, bits_per_byte, total_nats
 from evaluation.entropy_coding import decode, encode
 from model import HierarchicalTransformer
 from model.generation.load import load_model
-from model.generation.prepare import lay_out_for_decoding
+from model.generation.prepare import prepare_for_generation
 from training.command_line import Parser, user_errors
 from training.config import Config, TrainConfig, WandbConfig
 from training.parallel import build_accelerator
@@ -96,7 +96,7 @@ def verify(model: HierarchicalTransformer, data: np.ndarray) -> dict:
     The coder reads the text in streams, each of which begins without context: what it predicts differs a little from
     the score by windows.
     """
-    lay_out_for_decoding(model)
+    prepare_for_generation(model)
     words, bits = encode(model, data)
     try:
         verified = np.array_equal(decode(model, words, len(data)), data)

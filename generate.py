@@ -17,7 +17,7 @@ from data.text import show, to_ids, to_text
 from evaluation.heatmap import byte_bits, write_heatmap
 from model import HierarchicalTransformer
 from model.generation.load import best_device, load_model
-from model.generation.prepare import lay_out_for_decoding
+from model.generation.prepare import prepare_for_generation
 from training.command_line import Parser, fail, user_errors
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> None:
         model = load_model(Path(args.run_dir), args.device)
         if args.score is not None:
             return score(model, args)
-        lay_out_for_decoding(model, args.compile)
+        prepare_for_generation(model, args.compile)
         stop = (args.stop or "").encode()
         prompt = to_ids(args.prompt).expand(args.num_samples, -1).to(args.device)
         tokens = model.stream(

@@ -1,17 +1,24 @@
 """Convert weights of the reference, simple-hierarchical-transformer 0.4.0, to our names.
 
-`HierarchicalTransformer` with the reference's arguments and REFERENCE_SETTINGS then computes the same function. This
+`HierarchicalTransformer` with the reference's arguments and `reference_settings` then computes the same function. This
 holds for levels without a window: the reference's windows come from another library and let a query see one key more.
 """
 
 from einops import rearrange
 from torch import Tensor
 
-# What the reference has built in. Its default stride of 1 must also be given, since ours defaults to the compression.
-REFERENCE_SETTINGS = {"compress_mult": 4.0, "rotary_xpos": True}
+
+def reference_settings(dim: tuple[int, ...]) -> dict:
+    """What the reference has built in: embeddings as wide as the widest level, compressions 4 times as wide, xPos.
+
+    Its default stride of 1 must also be given, since ours defaults to the compression.
+    """
+    widest = max(dim)
+    return {"embed_dim": widest, "compress_mult": tuple(4 * widest / each for each in dim), "rotary_xpos": True}
+
 
 # The reference's names, and ours.
-OUTSIDE_LEVELS = {"token_emb.weight": "token_emb.weight", "to_logits.weight": "to_logits.weight"}
+OUTSIDE_LEVELS = {"token_emb.weight": "embedding.byte_emb.weight", "to_logits.weight": "to_logits.weight"}
 BLOCK = {
     "attn.norm.gamma": "attn.norm.weight",
     "attn.to_out.weight": "attn.to_out.weight",

@@ -62,9 +62,7 @@ def measure_means(model: HierarchicalTransformer) -> Generator[dict[nn.Module, T
 
 
 @contextmanager
-def level_replaced_by_mean(
-    model: HierarchicalTransformer, i: int, means: dict[nn.Module, Tensor]
-) -> Generator[None]:
+def level_replaced_by_mean(model: HierarchicalTransformer, i: int, means: dict[nn.Module, Tensor]) -> Generator[None]:
     """Inside, level i passes its mean on at every position, to every merge and to the logits.
 
     The mean comes from `measure_means`. Zeros would not do: a merge divides all levels by their common root mean

@@ -100,6 +100,10 @@ class LevelConfig:
         """
         return self.compression // self.stride
 
+    def tokens_in_chain(self, n: int) -> int:
+        """Tokens of the longest chain in n bytes."""
+        return ceil(self.segments.count(n) / self.chains)
+
 
 # Settings that hold the weight of an auxiliary loss, by the loss's name in `Losses`.
 LOSS_WEIGHTS = {
@@ -304,7 +308,7 @@ class ModelConfig:
         # Without a window a level sees the outputs of the last seq_len bytes.
         window = own["window_sizes"]
         if window is None:
-            window = ceil(self.seq_len / compression)
+            window = ceil(self.seq_len / compression)  # in a chain, outputs are `compression` bytes apart
         attention_depth = depth if own["attn_depth"] is None else own["attn_depth"]
         attention_layers = layers[-attention_depth:] if window > 0 else ()
 

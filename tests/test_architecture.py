@@ -24,7 +24,7 @@ MAY_IMPORT = {
 FILES = {part: sorted((ROOT / part).rglob("*.py")) for part in MAY_IMPORT} | {"programs": sorted(ROOT.glob("*.py"))}
 OURS = {*MAY_IMPORT, "tests", *(path.stem for path in FILES["programs"])}
 # What training takes from inside the model: to compile and shard it by class, and to leave a level out of it.
-INNER = {("model.block", "Block"), ("model.levels", "Merge"), ("model.levels", "align")}
+INNER = {("model.block", "Block"), ("model.merge", "Merge"), ("model.segments", "align")}
 
 
 class Import(NamedTuple):

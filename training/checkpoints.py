@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from model import HierarchicalTransformer
 from training.code_version import code_version
 from utils.errors import UserError
-from utils.files import writing_to, fresh_folder, replace, sha256, write_text
+from utils.files import fresh_folder, replace, sha256, write_text, writing_to
 
 MANIFEST = "manifest.json"  # checksums of all other files; written last
 STATE = "state.json"

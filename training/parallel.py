@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from model.block import Block
-from model.levels import Merge
+from model.merge import Merge
 from training.config import Config, TrainConfig
 from training.dropout import draw_dropout_in_bulk
 from training.speed import keep_freed_memory

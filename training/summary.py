@@ -4,7 +4,6 @@ import json
 import shlex
 import sys
 from datetime import timedelta
-from math import ceil
 
 import torch
 import yaml
@@ -31,7 +30,7 @@ def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float)
     sizes = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
     parameters = count_parameters(accelerator.unwrap_model(trainer.model))
     parts = ", ".join(f"{name} {size:,}" for name, size in parameters.items())
-    backends = attention_kernels(config.model, accelerator.device.type, dtype)
+    backends = attention_backends(config.model, accelerator.device.type, dtype)
     batch = f"{trainer.global_batch_size} × {config.model.seq_len} bytes"
 
     print(f"device      {accelerator.device}, {processes} process(es), {threads} threads")
@@ -84,7 +83,7 @@ def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
     def size(module: nn.Module | None) -> int:
         return 0 if module is None else sum(p.numel() for p in module.parameters())
 
-    parts = {"embedding": size(model.token_emb) + size(model.ngram_embs) + size(model.match_emb)}
+    parts = {"embedding": size(model.embedding)}
     for level, module in zip(model.config.levels, model.levels, strict=True):
         parts[f"level {level.compression}x"] = size(module)
     parts["merge"] = size(model.merges)
@@ -92,16 +91,17 @@ def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
     return parts
 
 
-def attention_kernels(config: ModelConfig, device: str, dtype: torch.dtype) -> str:
+def attention_backends(config: ModelConfig, device: str, dtype: torch.dtype) -> str:
     """The backend that computes the attention of each level at full length on a type of device, in one line."""
-    kernels = []
+    backends = []
     for level in config.levels:
-        attend = Attend(causal=True, use_flash_attn=config.use_flash_attn, window_size=level.window or None)
-        keys = ceil(config.seq_len / level.compression)
-        kernel = attend.kernel(keys, keys, level.dim_head, device, dtype) if level.window else "none"
-        where = f" in {len(level.attending)} of {level.depth} layers" if 0 < len(level.attending) < level.depth else ""
-        kernels.append(f"{level.compression}x {kernel}, {min(level.window, keys)} of {keys} keys{where}")
-    return "; ".join(kernels)
+        attend = Attend(causal=True, window_size=level.window or None, backend=config.attention)
+        keys = level.tokens_in_chain(config.seq_len)
+        backend = attend.backend_for(keys, keys, level.dim_head, device, dtype) if level.window else "none"
+        attending, layers = len(level.attention_layers), len(level.layers)
+        where = f" in {attending} of {layers} layers" if 0 < attending < layers else ""
+        backends.append(f"{level.compression}x {backend}, {min(level.window, keys)} of {keys} keys{where}")
+    return "; ".join(backends)
 
 
 def model_card(config: Config, source: str, step: int, score: float) -> str:

@@ -89,7 +89,7 @@ def measure(options: dict[str, Any], n: int, rounds: int, threads: int) -> dict:
         seconds.append(step_seconds)
         peaks.append(step_bytes)
 
-    kernel = attend.kernel(n, n, DIM_HEAD, device.type, torch.float32)
+    kernel = attend.backend_for(n, n, DIM_HEAD, device.type, torch.float32)
     return {"kernel": kernel, "n": n, "seconds": median(seconds), "bytes": max(peaks)}
 
 

@@ -27,7 +27,7 @@ from benchmarks.contenders import count_parameters, preset
 from benchmarks.speed.timing import median, spread, time_in_turns
 from benchmarks.tables import format_table
 from model import HierarchicalTransformer
-from model.generation.prepare import lay_out_for_decoding
+from model.generation.prepare import prepare_for_generation
 
 SEQ_LEN = 2048
 SHARED: dict[str, Any] = {"num_tokens": 256, "dim": 256, "depth": 4, "seq_len": SEQ_LEN, "dim_head": 64, "heads": 4}
@@ -104,7 +104,7 @@ def prepare_runs(device: str, length: int, samples: int) -> dict[str, Run]:
     for name, model in models.items():
         for variant in ["cached"] if device == "cuda" else ["cached", "compiled"]:
             prepared = deepcopy(model)
-            lay_out_for_decoding(prepared, compiled=variant == "compiled")  # as generate.py does
+            prepare_for_generation(prepared, compiled=variant == "compiled")  # as generate.py does
             runs[f"{name}, {variant}, {FULL}"] = generate_text(prepared, text, length)
             if name == "ours":
                 runs[f"{name}, {variant}, {HALF}"] = generate_text(prepared, half_prompt, length)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.reference import REFERENCE_SETTINGS, convert_weights
+from benchmarks.reference import convert_weights, reference_settings
 from model import HierarchicalTransformer
 
 reference = pytest.importorskip("simple_hierarchical_transformer", reason="installed by benchmarks/requirements.txt")
@@ -39,7 +39,7 @@ def test_converted_weights_give_the_reference_s_logits(data):
         if "gamma" in name or "norm" in name:
             torch.nn.init.normal_(p, 1.0, 0.2)
 
-    ours = HierarchicalTransformer(**config, **REFERENCE_SETTINGS).eval()
+    ours = HierarchicalTransformer(**config, **reference_settings(config["dim"])).eval()
     weights = convert_weights(theirs.state_dict(), heads)
     ours.load_state_dict({name: value for name, value in weights.items() if name in ours.state_dict()})
     ids = torch.randint(0, 256, (2, data.draw(st.integers(1, 32), label="n")))

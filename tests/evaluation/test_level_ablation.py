@@ -68,7 +68,9 @@ def test_a_replaced_level_passes_its_mean_on(shape):
         model(IDS[2:])
     levels = removable_levels(model)
     assert levels == [
-        i for i in range(len(model.levels)) if model.config.predict_use_all_hierarchy or i not in model.predicting_levels
+        i
+        for i in range(len(model.levels))
+        if model.config.predict_use_all_hierarchy or i not in model.predicting_levels
     ]
     for i in levels:
         with level_replaced_by_mean(model, i, means):

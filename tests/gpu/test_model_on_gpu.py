@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model import Attend, HierarchicalTransformer
-from model.generation.prepare import lay_out_for_decoding
-from model.generation.replay import Replayed
+from model.generation.prepare import prepare_for_generation
+from model.generation.replay import StepRecorder
 from tests.model.generation.test_cache import in_pieces
 from tests.model.strategies import model_configs
 from tests.model.test_attend import draw_mask
@@ -28,7 +28,7 @@ WINDOWED = {  # flex attention on both levels, all lookups
     "ngrams": (2, 3, 5),
     "matches": (3, 5),
     "word_matches": (0, 1),
-    "match_places": 2,
+    "matches_per_context": 2,
 }
 
 
@@ -86,7 +86,7 @@ def test_flex_attention_matches_plain_attention_in_values_and_gradients(n, windo
 
     flex = Attend(causal=True, use_flash_attn=True, window_size=window)
     plain = Attend(causal=True, window_size=window)
-    assert flex.kernel(n, n, dim_head, "cuda", dtype) == "flex"
+    assert flex.backend_for(n, n, dim_head, "cuda", dtype) == "flex"
 
     # values
     out = flex(*inputs, mask)
@@ -137,7 +137,7 @@ def test_cached_logits_match_a_full_pass_with_flex_attention(prefill):
 @pytest.mark.parametrize("prefill", [1, 250, 900])
 def test_replayed_steps_match_a_full_pass(prefill):
     model, ids = build(WINDOWED).cuda(), torch.randint(97, 123, (2, 1000), device="cuda")
-    lay_out_for_decoding(model)
+    prepare_for_generation(model)
     check_cache(model, ids, prefill, atol=1e-3)
     check_cache(model, ids[:1], prefill, atol=1e-3)  # again, with a new cache and another batch size
 
@@ -147,7 +147,7 @@ def test_replayed_steps_match_a_full_pass(prefill):
 def test_replayed_steps_of_drawn_models_match_a_full_pass(config, data):
     total = 3 * config["seq_len"]
     model, ids = build(config).cuda(), torch.randint(0, 11, (2, total), device="cuda")
-    lay_out_for_decoding(model)
+    prepare_for_generation(model)
     check_cache(model, ids, data.draw(st.integers(1, total), label="prefill"), atol=1e-4)
 
 
@@ -177,8 +177,8 @@ def test_samples_do_not_depend_on_cache_replay_or_device():
     for device, use_cache, replayed in cases:
         model.to(device)
         if replayed:
-            lay_out_for_decoding(model)
-            assert isinstance(model.forward, Replayed)
+            prepare_for_generation(model)
+            assert isinstance(model.forward, StepRecorder)
         generator = torch.Generator().manual_seed(0)
         sample = model.generate(prompt.to(device), 64, use_cache=use_cache, generator=generator)
         samples.append(sample.cpu())

@@ -15,7 +15,12 @@ from tests.runs import LAUNCH, checkpoints, losses, metrics
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 WINDOWED = ["--model.dim=[32,48]", "--model.seq_len=256", "--model.dim_head=16", "--model.window_sizes=[24,40]"]
-LOOKUPS = ["--model.ngrams=[2,3]", "--model.matches=[3,5]", "--model.word_matches=[0,1]", "--model.match_places=2"]
+LOOKUPS = [
+    "--model.ngrams=[2,3]",
+    "--model.matches=[3,5]",
+    "--model.word_matches=[0,1]",
+    "--model.matches_per_context=2",
+]
 FLOAT32 = "--train.mixed_precision=no"
 
 

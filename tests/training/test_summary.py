@@ -9,7 +9,7 @@ import torch
 from model import ModelConfig
 from training.checkpoints import RunState
 from training.config import Config, TrainConfig
-from training.summary import attention_kernels, print_summary
+from training.summary import attention_backends, print_summary
 
 
 def summary(run_dir: Path, lines: list[dict], state: RunState, capsys, max_steps: int = 1000) -> dict[str, str]:
@@ -51,14 +51,14 @@ def test_a_finished_run_is_not_told_how_to_resume(tmp_path, capsys):
         ({"window_sizes": (0, None)}, "1x none, 0 of 2048 keys; 4x sdpa, 512 of 512 keys"),
         (
             {"window_sizes": (64, 128), "depth": (4, 2), "attn_depth": (3, None)},
-            "1x block-local, 64 of 2048 keys in 3 of 4 layers; 4x block-local, 128 of 512 keys",
+            "1x block_local, 64 of 2048 keys in 3 of 4 layers; 4x block_local, 128 of 512 keys",
         ),
         (
-            {"use_flash_attn": False, "attn_depth": 1},
+            {"attention": "plain", "attn_depth": 1},
             "1x plain, 2048 of 2048 keys in 1 of 4 layers; 4x plain, 512 of 512 keys in 1 of 4 layers",
         ),
     ],
 )
 def test_the_header_has_the_attention_backend_of_each_level(arguments, line):
     config = ModelConfig(seq_len=2048, hierarchies=(1, 4), **arguments)
-    assert attention_kernels(config, "cpu", torch.float32) == line
+    assert attention_backends(config, "cpu", torch.float32) == line
