@@ -23,7 +23,7 @@ class Compress(nn.Module):
         super().__init__()
         self.compression = level.compression
         self.segments = level.segments
-        self.type = level.compress_type
+        self.compress_type = level.compress_type
         self.net = self._build(dim_in, level)
 
     def _build(self, dim_in: int, level: LevelConfig) -> nn.Module:
@@ -49,9 +49,9 @@ class Compress(nn.Module):
             return self.net(self.segments.down(x))
 
         chunks = self.segments.windows(x, self.compression)  # (b k d_in c)
-        if self.type == "mean":
+        if self.compress_type == "mean":
             return self.net(chunks.mean(dim=-1))
-        if self.type == "attention":
+        if self.compress_type == "attention":
             return self.net(rearrange(chunks, "b k d c -> b k c d"))
         return self.net(rearrange(chunks, "b k d c -> b k (c d)"))
 

@@ -37,7 +37,8 @@ class Merge(nn.Module):
 
         dim_in = sum(self.dims)
         dim_out = sum(self.target_dims)
-        self.norm = nn.RMSNorm(dim_in, eps=torch.finfo(torch.float32).eps)
+        self.eps = torch.finfo(torch.float32).eps
+        self.norm = nn.RMSNorm(dim_in, eps=self.eps)
         self.to_hidden = nn.Linear(dim_in, 2 * dim_out)
         self.to_out = nn.Linear(2 * dim_out, dim_out)
 
@@ -64,7 +65,7 @@ class Merge(nn.Module):
             sum_of_squares = sum_of_squares + align(squares, rate, self.common, n)
 
         # The norm's division and the bias, and the rest of the two-layer network.
-        scale = torch.rsqrt(sum_of_squares / sum(self.dims) + self.norm.eps)
+        scale = torch.rsqrt(sum_of_squares / sum(self.dims) + self.eps)
         hidden = torch.addcmul(self.to_hidden.bias.type_as(hidden), hidden, scale.type_as(hidden))
         updates = self.to_out(F.silu(hidden)).split(self.target_dims, dim=-1)
 

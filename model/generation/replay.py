@@ -99,7 +99,7 @@ class StepRecorder:
             return (static_step(self.forward, ids, traced),)
 
         with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode cannot be traced
-            like = [torch.empty_like(t) for t in (ids.contiguous(), *state)]
+            like: list = [torch.empty_like(t) for t in (ids.contiguous(), *state)]
             traced = make_fx(step, ONE_ROW_PRODUCTS, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
             return torch._inductor.compile(traced, like)
 

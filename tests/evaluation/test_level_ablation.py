@@ -67,11 +67,8 @@ def test_a_replaced_level_passes_its_mean_on(shape):
         model(IDS[:2])
         model(IDS[2:])
     levels = removable_levels(model)
-    assert levels == [
-        i
-        for i in range(len(model.levels))
-        if model.config.predict_use_all_hierarchy or i not in model.predicting_levels
-    ]
+    predicts_alone = () if model.config.predict_use_all_hierarchy else model.predicting_levels
+    assert levels == [i for i in range(len(model.levels)) if i not in predicts_alone]
     for i in levels:
         with level_replaced_by_mean(model, i, means):
             without_it = model(IDS)
