@@ -15,7 +15,7 @@ from model.rotary import rotate
 
 
 class UnitPosition(NamedTuple):
-    """Where a single token stands in generation: its chain, and its index there (a tensor (1) in recorded steps)."""
+    """Place of a single token in generation: its chain, and its index there (a tensor (1) in recorded steps)."""
 
     chain: int
     index: int | Tensor

@@ -42,8 +42,8 @@ def find_matches(
 
     Args:
         ids: bytes (b n).
-        orders: contexts of so many bytes, the current one included.
-        word_counts: contexts of the current word and so many whole words before it.
+        orders: lengths of the contexts, in bytes, the current byte included.
+        word_counts: whole words before the current word that belong to a context.
         per_context: how many earlier occurrences are looked up.
         max_distance: bytes within which all of an earlier context must begin.
         last: how many bytes, from the end, are looked up.
@@ -105,7 +105,7 @@ def ngram_contexts(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Context]:
 
 
 def word_contexts(ids: Tensor, word_counts: tuple[int, ...]) -> Iterator[Context]:
-    """For each of `word_counts`, the current word up to each of ids (b n), and so many whole words before it.
+    """For each of `word_counts`, the context of each of ids (b n): its word so far, and that number of whole words before it.
 
     Words are runs of ASCII letters, in either case, and bytes from 128 up. Between words, the current word is the byte
     itself. What separates words does not count. A context starts at the byte before its first word, or at -1 if there

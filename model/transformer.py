@@ -207,7 +207,7 @@ class Level(nn.Module):
         return self.norm_in(tokens.to(x.dtype))  # autocast must not lower the precision of the residual stream
 
     def position(self, cache: Cache | None) -> UnitPosition | None:
-        """Where the single token of a generation step stands."""
+        """Place of the single token of a generation step; None in a first or a full pass."""
         if cache is None or cache.is_empty:
             return None
         chain = self.segments.unit(cache.length) % self.chains
@@ -215,7 +215,7 @@ class Level(nn.Module):
         return UnitPosition(int(chain), index)
 
     def rotary_table(self, count: int, cache: Cache | None, level_cache: LevelCache | None) -> Tensor:
-        """Cosines and sines of `count` tokens, from the first one or from where the cache stands."""
+        """Cosines and sines of `count` tokens, from the first one, or from the cache's position on."""
         device = self.rotary.inverse_frequency.device
         if cache is None or level_cache is None or cache.is_empty:
             units = torch.arange(count, device=device)

@@ -73,7 +73,7 @@ class Sampling:
 
 
 class Rows:
-    """The rows of one call of `stream`: their prompts, and where each of them stands.
+    """The rows of one call of `stream`: their prompts, and how far each of them is.
 
     Row i reads its prompt up to `prompt_lengths[i]`, then draws `length` tokens. All rows are at the same position.
     """
