@@ -1,210 +1,161 @@
 """Train a hierarchical byte model: `accelerate launch train.py --config configs/quickstart.yaml`.
 
-Any setting can be given as a flag (`--model.depth=6 --train.max_steps=200`); `--help` lists them all. A run that was
-stopped goes on with `--resume`. All that it writes lies in its run directory, but an unpacked corpus.
+Every setting is also a flag (`--model.depth=6 --train.max_steps=200`); `--help` lists them all. `--resume` continues a
+run that was stopped. Everything a run writes is in its run directory, apart from unpacked corpora.
 """
 
-import time
-from functools import partial
-from math import inf, isfinite, log
-
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
-from torch import nn
 
-from data import batch, offsets, open_corpus
+from data import open_corpus
 from data.text import to_text
-from evaluation.bits_per_byte import validate
-from model import HierarchicalTransformer
-from training.checkpoints import RunState, load_checkpoint, newest_whole_checkpoint, save_best_model, save_checkpoint
+from evaluation.bits_per_byte import validate as validation_bits_per_byte
+from training.checkpoints import save_best_model, save_checkpoint
 from training.command_line import user_errors
-from training.config import Config, load_config
-from training.monitor import Monitor, Updates
-from training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from training.parallel import build_accelerator, prepare, whole
-from training.progress import Progress
-from training.run_dir import Diverged, StopSignal, check_run_dir, make_run_dir, run_errors
-from training.speed import flops_per_byte
-from training.summary import conclude, human, introduce, model_card
-from training.trackers import Dashboard, MetricsFile, wandb_mode
+from training.config import load_config
+from training.monitor import UpdateRatio
+from training.parallel import build_accelerator
+from training.run import Run, start_run
+from training.run_dir import Diverged, check_run_dir, make_run_dir, run_errors
+from training.step import train_step
+from training.summary import human, model_card, print_summary
+from training.trackers import Trackers
 from utils.files import write_text
 
 
 def main(argv: list[str] | None = None) -> None:
     config = load_config(argv)
-    train, seq_len = config.train, config.model.seq_len
 
-    # -- the machine, the data, and a place for what comes out; nothing is written before all of it is known to fit
+    # -- check the machine, the run directory, the dashboards and the data, before anything is written
     with user_errors():
-        accelerator, run_dir, dashboard_mode = build_accelerator(config), config.folder, "disabled"
+        accelerator = build_accelerator(config)
         with accelerator.main_process_first():
             if accelerator.is_main_process:
                 check_run_dir(config)
-                dashboard_mode = wandb_mode(config)  # which may lack a key
-            corpus = open_corpus(config.data, seq_len)
+            trackers = Trackers(config, accelerator.is_main_process)
+            corpus = open_corpus(config.data, config.model.seq_len)
             if accelerator.is_main_process:
                 make_run_dir(config)
 
-    with run_errors(run_dir):
-        # -- the model and its optimizer, perhaps as a checkpoint left them
-        set_seed(train.seed)
-        model = HierarchicalTransformer(**config.model.to_dict())
-        flops = flops_per_byte(config.model)
-        if accelerator.is_main_process:
-            introduce(config, accelerator, model, corpus, flops)
-        set_seed(train.seed, device_specific=True)  # no two processes drop out the same
-        monitor = Monitor(accelerator, model, 3 * flops)
-        model, optimizer = prepare(accelerator, model, build_optimizer(model, train), train)
-        global_batch_size = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
-        state = RunState(global_batch_size=global_batch_size)
-        checkpoint = newest_whole_checkpoint(run_dir) if config.resume else None
-        if checkpoint is not None:
-            with user_errors():
-                state = load_checkpoint(accelerator, checkpoint, global_batch_size)
-            accelerator.print(f"resuming from {checkpoint}")
-        dashboard = Dashboard(accelerator, config, state, dashboard_mode)
-        metrics = MetricsFile(run_dir / "metrics.jsonl") if accelerator.is_main_process else None
-        progress = Progress(train, state.step, global_batch_size * seq_len, accelerator.is_main_process)
-        watched = any(gather_object([not progress.bar.disable]))  # by somebody who sees the time that is left
-        if checkpoint is None:  # so that there is something to go on from, and a full disk is met now
-            with progress.clock("checkpoint"):
-                save_checkpoint(accelerator, run_dir, state, train.keep_checkpoints)
-        write = partial(sample, accelerator, model, corpus["valid"], train.seed)
-        stop = StopSignal()
+    # -- train
+    with run_errors(config.folder):
+        run = start_run(config, accelerator, corpus, trackers)
+        train(run)
 
-        # -- the run
-        pending = []
-        begun, at_end, stopping = time.monotonic() - state.seconds, state.step >= train.max_steps, False
-        while not (at_end or stopping):
-            log_step = (state.step + 1) % train.log_every == 0
-            updates = Updates(model) if log_step else None
-            line = {"step": state.step + 1, "learning_rate": learning_rate(state.step, train)}
-            set_learning_rate(optimizer, line["learning_rate"])
-            with monitor.clock("step"):
-                line |= train_step(accelerator, model, optimizer, monitor, corpus["train"], config, state.step, stop)
-
-            state.step += 1
-            state.seconds = time.monotonic() - begun
-            state.skipped_in_a_row = state.skipped_in_a_row + 1 if "offsets" in line else 0
-            stopping, at_end = bool(line.pop("stop")), state.step == train.max_steps
-            at_checkpoint = state.step % train.checkpoint_every == 0 or at_end or stopping
-            at_validation = state.step % train.validate_every == 0 or at_end
-            at_sample = (train.sample_every and state.step % train.sample_every == 0) or at_end
-            diverged = state.skipped_in_a_row >= train.max_skipped_steps
-            line |= {"seconds": round(state.seconds, 3), "bytes": state.step * global_batch_size * seq_len}
-            pending.append(line)
-            text = ""
-
-            if updates is not None:
-                line["update_ratio"] = updates.ratio()
-                line |= monitor.figures(global_batch_size * seq_len)
-            if at_validation and not diverged:
-                with progress.clock("validation"):
-                    state.validation = line["validation_bits_per_byte"] = score = validate(
-                        accelerator, model, corpus["valid"], seq_len, train.batch_size, train.validate_bytes
-                    )
-                progress.say(f"step {state.step}: validation {score:.4f} bits per byte")
-            if log_step or at_validation or at_sample or at_checkpoint or diverged:
-                if metrics is not None:
-                    dashboard.log(metrics.append(pending))
-                    bits = line["cross_entropy"] / log(2)
-                    speed = f", {human(line['bytes_per_second'])}B/s" if log_step else ""
-                    text = f", loss {line['loss']:.3f}, {bits:.3f} bits/byte{speed}"
-                pending = []
-            if diverged:
-                raise Diverged(f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite")
-
-            if at_validation and state.validation < state.best_bits_per_byte:
-                state.best_bits_per_byte = state.validation
-                card = model_card(config, corpus.source, state.step, state.validation)
-                with progress.clock("validation"):
-                    save_best_model(accelerator, model, card, run_dir)
-                    dashboard.log_best_model(run_dir / "model", state.step, state.validation)
-            if at_sample:
-                with progress.clock("sample"):
-                    written = write(train.sample_length)
-                if accelerator.is_main_process:
-                    write_text(run_dir / "samples" / f"step-{state.step:08d}.txt", written)
-                    dashboard.log_sample(state.step, written)
-                progress.say(f"--- sample at step {state.step} ---\n{written}\n---")
-            elif watched and "sample" not in progress.took:
-                guess = partial(write, 16, temperature=0.0)  # which a model that goes astray can do as well
-                progress.rehearse("sample", guess, share=16 / max(16, train.sample_length))
-            if at_checkpoint:
-                with progress.clock("checkpoint"):
-                    save_checkpoint(accelerator, run_dir, state, train.keep_checkpoints)
-            progress.advance(text)
-        progress.close()
-        state.seconds = time.monotonic() - begun
-        accelerator.wait_for_everyone()  # none leaves while another one still talks to it
-        accelerator.end_training()
-
-    # -- what came of it
+    # -- how it ended
     if accelerator.is_main_process:
-        conclude(config, state, global_batch_size * seq_len, dashboard.place)
-    stop.leave()
+        print_summary(config, run.state, run.bytes_per_step, trackers.locations)
+    run.stop_signal.exit_if_received()
 
 
-def train_step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    monitor: Monitor,
-    data: np.ndarray,
-    config: Config,
-    step: int,
-    stop: StopSignal,
-) -> dict:
-    """One step on a global batch that depends on `step` alone, cut into the pieces of this process.
+def train(run: Run) -> None:
+    """Train to the last step, or until the run is told to stop."""
+    config = run.config.train
+    if not run.is_resumed:
+        write_checkpoint(run)  # something to resume from, and a full disk is noticed now
 
-    Returns the step's figures, averaged over the global batch; those of a step that is not finite, and so is skipped,
-    hold the `offsets` of its sequences in the training split, for a look at what went wrong.
+    while not run.is_finished:
+        take_step(run)
+        if run.is_due(config.validate_every):
+            validate(run)
+        if run.is_due(config.log_every):
+            run.trackers.flush()
+        if run.is_due(config.sample_every):
+            write_sample(run)
+        if run.is_due(config.checkpoint_every) or run.stop_requested:
+            write_checkpoint(run)
+        run.progress.advance()
+
+    run.progress.close()
+    run.state.seconds = run.elapsed()
+    run.trackers.finish()
+    run.accelerator.wait_for_everyone()  # no process exits while another still needs it
+    run.accelerator.end_training()
+
+
+def take_step(run: Run) -> None:
+    """Take a training step, and log what it measured.
+
+    Raises:
+        Diverged: after too many skipped steps in a row.
     """
-    train, seq_len = config.train, config.model.seq_len
-    pieces, processes = train.gradient_accumulation_steps, accelerator.num_processes
-    which = {"seed": train.seed, "step": step, "global_batch_size": train.batch_size * processes * pieces}
+    config, state = run.config.train, run.state
 
-    model.train()
-    figures = {}
-    for piece in range(pieces):
-        with monitor.clock("data"):
-            first = (piece * processes + accelerator.process_index) * train.batch_size
-            ids = batch(data, seq_len, **which, rows=slice(first, first + train.batch_size))
-            ids = ids.to(accelerator.device, non_blocking=True)
-        with accelerator.accumulate(model):
-            loss, losses = model(ids, return_loss=True)
-            accelerator.backward(loss)
-        parts = {name: part for name, part in losses._asdict().items() if isinstance(part, torch.Tensor)}
-        parts |= {"loss": loss.detach()} | losses.by_level | monitor.scales
-        for name, value in parts.items():
-            figures[name] = figures.get(name, 0.0) + value / pieces
-    norm = whole(accelerator.clip_grad_norm_(model.parameters(), train.grad_clip or inf))
+    # a comparison of all weights with those before the step is too slow to make at every step
+    is_measured = (state.step + 1) % config.log_every == 0
+    update_ratio = UpdateRatio(run.model) if is_measured else None
 
-    figures |= {"gradient_norm": norm, "stop": torch.tensor(float(stop.number != 0), device=norm.device)}
-    table = torch.stack([value.float() for value in figures.values()])
-    figures = dict(zip(figures, accelerator.reduce(table, "mean").tolist(), strict=True))
-    healthy = isfinite(figures["loss"]) and isfinite(figures["gradient_norm"])
-    if healthy or accelerator.scaler is not None:  # a scaler skips the step itself, and lowers its scale
-        optimizer.step()
-    optimizer.zero_grad()
-    return figures if healthy else figures | {"offsets": offsets(len(data), seq_len, **which).tolist()}
+    result = train_step(run.trainer, state.step)
+    run.count_step(result)
+
+    if update_ratio is not None:
+        speed = run.speed_meter.read()
+        run.trackers.log(state.step, {"train/update_ratio": update_ratio.read(), **speed})
+        losses = f"loss {result.metrics['train/loss']:.3f}, {result.metrics['train/bits_per_byte']:.3f} bits/byte"
+        run.progress.describe(f", {losses}, {human(speed['speed/bytes_per_second'])}B/s")
+
+    if state.skipped_in_a_row >= config.max_skipped_steps:
+        run.trackers.flush()
+        raise Diverged(f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite")
 
 
-def sample(
-    accelerator: Accelerator, model: nn.Module, data: np.ndarray, seed: int, length: int, temperature: float = 1.0
-) -> str:
-    """A text that goes on from the first line of a split, behind a bar. Every process calls this, and gets the same."""
-    text = data[:4096].tobytes()
-    text = text[text.find(b"\n") + 1 :][:64] or text[:64]  # from the beginning of a line, if there is one
-    ids = torch.tensor([list(text)], device=accelerator.device)
-    generator = torch.Generator().manual_seed(seed)
-    with accelerator.autocast():
-        new = accelerator.unwrap_model(model).generate(
-            ids, length, temperature=temperature, min_p=0.05, generator=generator
+def validate(run: Run) -> None:
+    """Score the validation split, and keep the model in RUN_DIR/model if it is the best so far."""
+    config, state = run.config, run.state
+    with run.progress.clock("validation"):
+        state.validation = validation_bits_per_byte(
+            run.accelerator,
+            run.model,
+            run.corpus["valid"],
+            config.model.seq_len,
+            config.train.batch_size,
+            config.train.validate_bytes,
         )
-    return to_text(ids[0]) + "│" + to_text(new[0])
+    run.trackers.log(state.step, {"validation/bits_per_byte": state.validation})
+    run.progress.say(f"step {state.step}: validation {state.validation:.4f} bits per byte")
+
+    if not state.validation < state.best_bits_per_byte:  # NaN is never the best
+        return
+    state.best_bits_per_byte = state.validation
+    card = model_card(config, run.corpus.source, state.step, state.validation)
+    with run.progress.clock("validation"):
+        save_best_model(run.accelerator, run.model, card, config.folder, state)
+        run.trackers.log_model(config.folder / "model", state.step, state.validation)
+
+
+def write_sample(run: Run) -> None:
+    """Write a text that continues the validation split to RUN_DIR/samples, and print it."""
+    step, config = run.state.step, run.config
+    with run.progress.clock("sample"):
+        text = sample(run, config.train.sample_length)  # by every process, as a model may be sharded
+    if run.accelerator.is_main_process:
+        write_text(config.folder / "samples" / f"step-{step:08d}.txt", text)
+    run.trackers.log_sample(step, text)
+    run.progress.say(f"--- sample at step {step} ---\n{text}\n---")
+
+
+def sample(run: Run, length: int) -> str:
+    """A prompt from the validation split, a bar, and `length` bytes that continue it. The same on all processes."""
+    beginning = run.corpus["valid"][:4096].tobytes()
+    prompt = first_line(beginning)
+    ids = torch.tensor([list(prompt)], device=run.accelerator.device)
+    generator = torch.Generator().manual_seed(run.config.train.seed)
+    model = run.accelerator.unwrap_model(run.model)
+    with run.accelerator.autocast():
+        new_ids = model.generate(ids, length, temperature=1.0, min_p=0.05, generator=generator)
+    return to_text(ids[0]) + "│" + to_text(new_ids[0])
+
+
+def first_line(text: bytes, length: int = 64) -> bytes:
+    """`length` bytes from the start of the first whole line; of the text itself if no line starts in it."""
+    start = text.find(b"\n") + 1
+    return text[start:][:length] or text[:length]
+
+
+def write_checkpoint(run: Run) -> None:
+    """Save all that is needed to continue from here, after the metrics up to here."""
+    run.trackers.flush()
+    with run.progress.clock("checkpoint"):
+        save_checkpoint(run.accelerator, run.config.folder, run.state, run.config.train.keep_checkpoints)
 
 
 if __name__ == "__main__":

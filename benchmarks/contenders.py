@@ -1,26 +1,31 @@
-"""Our model and the models it is compared with, with one interface: `model(ids)` gives logits, `loss(ids)` a scalar.
+"""Our model and the models it is compared with, with one interface, and the training step of `train.py`.
 
 The other models come from PyPI; `benchmarks/requirements.txt` lists them. A benchmark leaves out those that are not
 installed.
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate import Accelerator
 from torch import Tensor, nn
 
-from model import HierarchicalTransformer
+from model import HierarchicalTransformer, Losses
+from training.config import TrainConfig
 from training.dropout import draw_dropout_in_bulk
+from training.step import Trainer, train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 class Contender(nn.Module):
-    """A causal model over bytes.
+    """A causal model over bytes: logits (b n num_tokens) for ids (b n), or the loss and its parts for ids (b n+1).
 
     Args:
         model: maps ids (b n) to logits (b n num_tokens).
@@ -34,18 +39,35 @@ class Contender(nn.Module):
         self.has_loss = has_loss
         draw_dropout_in_bulk(self)  # as training does
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Logits (b n num_tokens) for ids (b n)."""
-        return self.model(ids)
+    def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor | tuple[Tensor, Losses]:
+        return self.loss_and_losses(ids) if return_loss else self.model(ids)
 
     def loss(self, ids: Tensor) -> Tensor:
         """The scalar that training minimises, for ids (b n+1)."""
+        loss, _ = self.loss_and_losses(ids)
+        return loss
+
+    def loss_and_losses(self, ids: Tensor) -> tuple[Tensor, Losses]:
+        """The scalar that training minimises, and its parts, for ids (b n+1)."""
         if self.has_loss:
-            return self.model(ids, return_loss=True)[0]
+            return self.model(ids, return_loss=True)
 
         inputs, targets = ids[:, :-1], ids[:, 1:]
         logits = self.model(inputs).float()
-        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return loss, Losses(loss.detach())
+
+
+class InBfloat16(nn.Module):
+    """A contender whose forward pass runs under autocast. The contender itself stays in float32, for scoring."""
+
+    def __init__(self, contender: Contender):
+        super().__init__()
+        self.contender = contender
+
+    def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor | tuple[Tensor, Losses]:
+        with torch.autocast(ids.device.type, torch.bfloat16):
+            return self.contender(ids, return_loss)
 
 
 def preset(name: str) -> dict[str, Any]:
@@ -146,21 +168,44 @@ def random_ids(batch: int, seq_len: int, device: str | torch.device) -> Tensor:
     return torch.randint(0, 256, (batch, seq_len + 1), device=device)
 
 
+def build_trainer(
+    contender: Contender,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    data: np.ndarray,
+    seq_len: int,
+    bf16: bool,
+) -> Trainer:
+    """The contender in `train.py`'s training step, on one process and the device that the contender is on.
+
+    Args:
+        data: bytes to train on (n), uint8.
+        bf16: autocast to bfloat16. Not by the Accelerator, whose precision is the same for a whole process, and
+            benchmarks time both in turn.
+    """
+    device = next(contender.parameters()).device
+    accelerator = accelerator_for(device.type)
+    model = InBfloat16(contender) if bf16 else contender
+    return Trainer(accelerator, model, optimizer, config, data, seq_len)
+
+
+@cache
+def accelerator_for(device_type: str) -> Accelerator:
+    """One process on a device, in float32."""
+    return Accelerator(mixed_precision="no", cpu=device_type == "cpu")
+
+
 def training_step(contender: Contender, ids: Tensor, bf16: bool) -> Callable[[], None]:
-    """`take_step` on ids with an optimizer of its own, fused AdamW."""
+    """`take_step` with fused AdamW of its own."""
     optimizer = torch.optim.AdamW(contender.parameters(), lr=1e-4, fused=True)
     return lambda: take_step(contender, optimizer, ids, bf16)
 
 
 def take_step(contender: Contender, optimizer: torch.optim.Optimizer, ids: Tensor, bf16: bool) -> None:
-    """A whole step on ids (b n+1) as `train.py` takes it: forward and backward, clipping, and the optimizer, which
-    skips a gradient that is not finite."""
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-        loss = contender.loss(ids)
-    loss.backward()
-    if nn.utils.clip_grad_norm_(contender.parameters(), 1.0).isfinite():
-        optimizer.step()
-    optimizer.zero_grad()
+    """`train.py`'s training step on as many sequences as ids (b n+1) has, cut from its bytes, at a rate of 1e-4."""
+    config = TrainConfig(batch_size=len(ids), learning_rate=1e-4, min_learning_rate=1e-4, warmup_steps=0)
+    data = ids.flatten().to("cpu", torch.uint8).numpy()
+    train_step(build_trainer(contender, optimizer, config, data, ids.shape[1] - 1, bf16), step=0)
 
 
 def count_parameters(contender: nn.Module) -> int:

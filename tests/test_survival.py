@@ -111,7 +111,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(whole, wo
     (run_dir / "metrics.jsonl").write_text(text[: int(len(text) * 0.6)])  # and a line is cut off, too
     _, done = train(how, "--resume")
     assert done.returncode == 0, done.stderr
-    assert "passing over damaged checkpoint" in done.stderr and "step-00000010" in done.stderr
+    assert "skipping damaged checkpoint" in done.stderr and "step-00000010" in done.stderr
     assert victim.name in done.stderr
     assert "resuming from" in done.stdout and "step-00000005" in done.stdout
     assert losses(run_dir) == losses(whole)
@@ -173,7 +173,7 @@ def test_only_the_newest_and_the_best_checkpoints_stay(workplace, train):
     options += ("--train.warmup_steps=1000", "--train.learning_rate=400", "--train.keep_checkpoints=2")
     run_dir, done = train("worse", *options)
     assert done.returncode == 0, done.stderr
-    scores = {line["step"]: line["validation_bits_per_byte"] for line in metrics(run_dir) if line["step"] % 4 == 0}
+    scores = {line["step"]: line["validation/bits_per_byte"] for line in metrics(run_dir) if line["step"] % 4 == 0}
     best = min(scores, key=scores.get)
     assert best < 20
     assert [p.name for p in checkpoints(run_dir)] == [f"step-{n:08d}" for n in (best, 20, 24)]
@@ -200,7 +200,7 @@ class TestFailures:
         limited = ("bash", "-c", 'ulimit -f 20; exec "$0" "$@"', sys.executable)
         _, done = train("filling", "--resume", "--train.max_steps=20", launcher=limited)
         last = checkpoints(workplace / "filling")[-1]
-        self.is_one_line(done, "cannot write", f"{last} is whole: go on with", "--resume")
+        self.is_one_line(done, "cannot write", f"{last} is whole: continue with", "--resume")
         assert last.name == "step-00000012" and damage(last) is None
         _, done = train("filling", "--resume", "--train.max_steps=20")
         assert done.returncode == 0 and len(losses(workplace / "filling")) == 20
@@ -210,7 +210,7 @@ class TestFailures:
             raise torch.AcceleratorError("CUDA error: the device is gone")
         assert ended.value.code == 1
         last = checkpoints(whole)[-1]
-        assert f"error: CUDA error: the device is gone; {last} is whole: go on with" in capsys.readouterr().err
+        assert f"error: CUDA error: the device is gone; {last} is whole: continue with" in capsys.readouterr().err
 
     @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
     def test_of_a_folder_that_cannot_be_written(self, train):
@@ -219,10 +219,10 @@ class TestFailures:
 
     def test_of_numbers_that_are_not_finite(self, workplace, train):
         run_dir, done = train("diverged", "--train.learning_rate=1e30", "--train.max_skipped_steps=3")
-        self.is_one_line(done, "3 steps in a row", "not finite", "is whole: go on with")
+        self.is_one_line(done, "3 steps in a row", "not finite", "is whole: continue with")
         lines = metrics(run_dir)
         assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
         for line in lines[-3:]:
-            assert line["loss"] is None and len(line["offsets"]) == 4
+            assert line["train/loss"] is None and len(line["offsets"]) == 4
         assert all("offsets" not in line for line in lines[:-3])
         assert all(tensor.isfinite().all() for tensor in weights(run_dir).values())

@@ -1,7 +1,8 @@
-"""What `train.py` and the programs beside it call, module by module."""
+"""What `train.py` calls, module by module."""
 
 __all__ = [
     "checkpoints",
+    "code_version",
     "command_line",
     "config",
     "dropout",
@@ -9,8 +10,12 @@ __all__ = [
     "optimizer",
     "parallel",
     "progress",
+    "run",
     "run_dir",
+    "schedules",
     "speed",
+    "step",
+    "stop_signal",
     "summary",
     "trackers",
 ]

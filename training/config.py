@@ -33,7 +33,9 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """peak learning rate, of both optimizers"""
     min_learning_rate: float = 1e-4
-    """where the cosine ends, at max_steps"""
+    """where the schedule ends, at max_steps"""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """from the peak learning rate down to the lowest: along half a cosine, or in a straight line"""
     warmup_steps: int = 100
     """steps of linear warm-up"""
     weight_decay: float = 0.1
@@ -68,6 +70,8 @@ class TrainConfig:
     """steps between two checkpoints"""
     keep_checkpoints: int = 2
     """newest checkpoints that are kept, beside the one with the best validation"""
+    trackers: tuple[str, ...] = ("wandb",)
+    """dashboards to log to, any of wandb and trackio; RUN_DIR/metrics.jsonl is always written"""
 
     def __post_init__(self):
         least = dict.fromkeys(("max_steps", "batch_size", "gradient_accumulation_steps", "log_every"), 1)
@@ -86,7 +90,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Where Weights & Biases logs. RUN_DIR/metrics.jsonl is written always."""
+    """How Weights & Biases logs, when `train.trackers` names it."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto = online when a key is at hand, else offline (see `wandb sync`); disabled = no wandb at all"""
@@ -96,6 +100,18 @@ class WandbConfig:
     """name of the run; the run directory's own when null"""
     log_model: bool = False
     """keep the best model at wandb, too, as an artifact with a version for each time it got better"""
+
+
+@dataclass(frozen=True)
+class TrackioConfig:
+    """Where Trackio logs, when `train.trackers` names it."""
+
+    project: str = "hierarchical-bytes"
+    """Trackio project"""
+    name: str | None = None
+    """name of the run; the run directory's own when null"""
+    space: str | None = None
+    """Space of the Hugging Face hub to log to, as user/name; this machine when null"""
 
 
 @dataclass(frozen=True)
@@ -110,6 +126,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    trackio: TrackioConfig = field(default_factory=TrackioConfig)
 
     @property
     def folder(self) -> Path:
@@ -121,11 +138,13 @@ class Config:
         """Plain values, every default filled in, as `--config` reads them; without `resume`, which is no setting."""
         values = asdict(self) | {"model": self.model.to_dict()}
         values["train"]["betas"] = list(self.train.betas)
+        values["train"]["trackers"] = list(self.train.trackers)
         del values["resume"]
         return values
 
 
-SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig, "wandb": WandbConfig}
+SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+SECTIONS |= {"wandb": WandbConfig, "trackio": TrackioConfig}
 
 # What cannot be judged while another setting is not known.
 RESTS_ON = {"model.hierarchies": "model.", "model.seq_len": "model.window_sizes", "model.heads": "model.kv_heads"}

@@ -1,4 +1,4 @@
-"""How a run lies on its machine: devices, precision, sharding, compilation and what the backward pass keeps."""
+"""How a run uses its machine: devices, precision, sharding, compilation, activation checkpointing."""
 
 import os
 from collections.abc import Callable
@@ -11,9 +11,11 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
     TorchDynamoPlugin,
+    is_bf16_available,
     parse_flag_from_env,
 )
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from model.block import Block
@@ -21,54 +23,82 @@ from model.levels import Merge
 from training.config import Config, TrainConfig
 from training.dropout import draw_dropout_in_bulk
 from training.speed import keep_freed_memory
+from utils.errors import Mistake, UserError
 
 
 def build_accelerator(config: Config) -> Accelerator:
-    """Device, precision, sharding and accumulation, on as many threads as the machine has cores for.
+    """An Accelerator for the configured precision and accumulation, and for as many threads as the machine has cores.
 
     Raises:
-        ValueError: on a precision that the device does not have.
+        UserError: on a precision that the device does not have.
     """
-    precision = config.train.mixed_precision
-    if precision == "auto":
-        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if precision == "no" and is_quick_in_bf16():
-            precision = "bf16"
-    sharding = sharding_plugin() if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" else None
+    precision = choose_precision(config.train.mixed_precision)
+    accumulation = GradientAccumulationPlugin(
+        num_steps=config.train.gradient_accumulation_steps,
+        sync_with_dataloader=False,  # there is no loader whose end would cut an accumulation short
+    )
+    sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    sharding = sharding_plugin() if sharded else None
     accelerator = Accelerator(
         mixed_precision=precision,
-        gradient_accumulation_plugin=GradientAccumulationPlugin(
-            num_steps=config.train.gradient_accumulation_steps, sync_with_dataloader=False
-        ),
+        gradient_accumulation_plugin=accumulation,
         fsdp_plugin=sharding,
         dynamo_plugin=TorchDynamoPlugin(backend=DynamoBackend.NO),  # `prepare` compiles
-        log_with=None if config.wandb.mode == "disabled" else "wandb",
     )
-    if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:  # where Accelerate would not shard
+
+    # Accelerate does not shard on CPUs, unless its state says so.
+    if sharding and accelerator.distributed_type == DistributedType.MULTI_CPU:
         accelerator.state.fsdp_plugin = sharding
         accelerator.state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
-    if precision == "fp16" and accelerator.device.type != "cuda":
-        raise ValueError(f"train.mixed_precision: got fp16 on {accelerator.device.type}, allowed there: no or bf16")
-    if accelerator.device.type == "cpu":  # `accelerate launch` leaves a process one thread
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+    device_type = accelerator.device.type
+    if precision == "fp16" and device_type != "cuda":
+        raise UserError(Mistake("train.mixed_precision", "fp16", f"no or bf16 on a device of type {device_type}"))
+    if device_type == "cpu":
+        use_all_cores()
         keep_freed_memory()
-    if accelerator.device.type == "cuda":
+    if device_type == "cuda":
         torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
     return accelerator
 
 
-def is_quick_in_bf16() -> bool:
-    """Whether the GPU, or else the CPU, has instructions for products in bfloat16."""
+def choose_precision(precision: str) -> str:
+    """Accelerate's precision for `train.mixed_precision`: no, bf16 or fp16.
+
+    `auto` is what `accelerate launch` was told, or else bf16 where the hardware multiplies in it.
+
+    Raises:
+        UserError: on bf16 where PyTorch cannot compute in it.
+    """
+    if precision == "auto":
+        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if precision == "no" and has_fast_bf16():
+            precision = "bf16"
+    if precision == "bf16" and not is_bf16_available():
+        raise UserError(Mistake("train.mixed_precision", "bf16", "no, or fp16 on a GPU, as this device has no bf16"))
+    return precision
+
+
+def use_all_cores() -> None:
+    """Divide the cores among the processes of this machine. `accelerate launch` leaves each process one thread."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    torch.set_num_threads(max(1, cores // processes))
+
+
+def has_fast_bf16() -> bool:
+    """Whether the GPU, or the CPU if there is none, has instructions to multiply in bfloat16."""
     if torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    known = getattr(torch.cpu, "get_capabilities", dict)()
-    return known.get("avx512_bf16", False) or known.get("amx_bf16", False)
+    if not hasattr(torch.cpu, "get_capabilities"):
+        return False
+    capabilities = torch.cpu.get_capabilities()
+    return capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
 
 
 def sharding_plugin() -> FullyShardedDataParallelPlugin:
-    """FSDP2 over blocks. Autocast alone lowers the precision, as it does without sharding, for the same maths."""
-    from torch.distributed.fsdp import MixedPrecisionPolicy  # heavy, and not needed elsewhere
+    """FSDP2, with each block as a unit. It keeps float32, as autocast alone lowers the precision, sharded or not."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy  # slow to import, and not needed elsewhere
 
     return FullyShardedDataParallelPlugin(
         fsdp_version=2,
@@ -82,43 +112,54 @@ def sharding_plugin() -> FullyShardedDataParallelPlugin:
 def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """Model and optimizer, compiled, checkpointed and spread as was wished. Names of weights stay."""
+    """Model and optimizer, ready to train: compiled, checkpointed and sharded as configured. Names of weights stay."""
     compiling = config.compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
     draw_dropout_in_bulk(model)
     wrap_blocks(model, compiling, config.activation_checkpointing)
-    if accelerator.distributed_type == DistributedType.FSDP and accelerator.native_amp:
-        model.forward = accelerator.autocast()(model.forward)  # which Accelerate leaves out when it shards
-    model, optimizer = accelerator.prepare(model, optimizer)
-    if accelerator.distributed_type == DistributedType.FSDP:
-        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict  # heavy, too
 
-        # The first look at a sharded optimizer's state steps it at rate 0, to have one. That step must not count.
-        get_optimizer_state_dict(model, optimizer.optimizer)
-        for state in optimizer.state.values():
-            if "step" in state:
-                state["step"].zero_()
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if sharded and accelerator.native_amp:
+        model.forward = accelerator.autocast()(model.forward)  # Accelerate omits it when it shards
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if sharded:
+        create_optimizer_state(model, optimizer)
     return model, optimizer
 
 
-def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) -> None:
-    """Have a model's blocks and merges compiled for training, and blocks computed again in the backward pass.
+def create_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Create the state of a sharded optimizer now, at step 0. PyTorch would create it when a checkpoint first reads it,
+    by a step at a learning rate of 0, which would count."""
+    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict  # slow to import
 
-    Evaluation, which meets other shapes, runs them as they are. Not Accelerate's regional compilation, which asks for
-    blocks in one list.
+    get_optimizer_state_dict(model, optimizer.optimizer)
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"].zero_()
+
+
+def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) -> None:
+    """Compile a model's blocks and merges for training, and recompute the blocks in the backward pass.
+
+    Evaluation uses other shapes, and runs them uncompiled. Accelerate's regional compilation does not fit: it needs
+    all blocks in one list.
     """
-    for module in [module for module in model.modules() if isinstance(module, Block | Merge)]:
+    for module in list(model.modules()):
+        if not isinstance(module, Block | Merge):
+            continue
         if compiling:
             compiled = torch.compile(module.forward, dynamic=False)
-            module.forward = partial(forward_in_training, module, compiled, module.forward)
+            module.forward = partial(forward_by_mode, module, compiled, module.forward)
         if checkpointing and isinstance(module, Block):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
-def forward_in_training(module: nn.Module, compiled: Callable, plain: Callable, *args):
-    """A module's forward pass, compiled if it trains."""
-    return (compiled if module.training else plain)(*args)
+def forward_by_mode(
+    module: nn.Module, compiled: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *args: object
+) -> torch.Tensor:
+    """A module's forward pass: compiled in training, plain in evaluation."""
+    return compiled(*args) if module.training else plain(*args)
 
 
-def whole(t: torch.Tensor) -> torch.Tensor:
-    """A tensor, put together if it is spread over processes, all of which must ask for it."""
-    return getattr(t, "full_tensor", lambda: t)()
+def full_tensor(t: torch.Tensor) -> torch.Tensor:
+    """A tensor, gathered if it is sharded over processes, all of which must call this."""
+    return t.full_tensor() if isinstance(t, DTensor) else t

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from statistics import fmean
 
@@ -15,73 +15,89 @@ BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps, {elapsed}{postfix}"
 
 
 class Progress:
-    """On a terminal a bar with the time that is left, and lines that stay, there and elsewhere.
+    """A bar with the time left on a terminal, and lines that stay, on a terminal and elsewhere.
 
-    What is left is so many steps, validations, samples and checkpoints, each as long as the last one of its kind, or as
-    the last 100 steps. A validation, before there was one, is taken for a third of training on as many bytes.
+    The time left is that of the steps, validations, samples and checkpoints to come. Each is taken to last as long as
+    the last one of its kind, steps as long as the last 100 on average. Before the first validation, it is estimated as
+    a third of the training time on as many bytes; before the first sample, samples are left out.
 
     Args:
-        step: finished ones, of an earlier life of the run.
+        step: finished steps.
         bytes_per_step: of all processes together.
-        shown: whether this process speaks.
+        shown: whether this process prints.
     """
 
     def __init__(self, config: TrainConfig, step: int, bytes_per_step: int, shown: bool):
-        self.step, self.last, self.shown = step, config.max_steps, shown
-        self.every = {"validation": config.validate_every, "checkpoint": config.checkpoint_every}
-        self.every["sample"] = config.sample_every
+        self.step, self.first_step, self.last_step = step, step, config.max_steps
+        self.shown = shown
+        self.every = {
+            "validation": config.validate_every,
+            "checkpoint": config.checkpoint_every,
+            "sample": config.sample_every,
+        }
         self.validation_steps = config.validate_bytes / bytes_per_step / 3
-        self.steps, self.took, self.within = deque(maxlen=100), {}, {}  # seconds; of late, and since the last step
-        off = not (shown and sys.stderr.isatty())
-        self.bar = tqdm(total=self.last, initial=step, bar_format=BAR, disable=off, dynamic_ncols=True)
-        self.begin, self.since, self.text = step, time.perf_counter(), ""
+
+        # seconds
+        self.step_seconds: deque[float] = deque(maxlen=100)
+        self.last_seconds: dict[str, float] = {}  # of the last validation, sample and checkpoint
+        self.since_step: dict[str, float] = {}  # the same, since the last step was finished
+        self.step_finished = time.perf_counter()
+
+        disabled = not (shown and sys.stderr.isatty())
+        self.bar = tqdm(total=self.last_step, initial=step, bar_format=BAR, disable=disabled, dynamic_ncols=True)
+        self.text = ""
 
     @contextmanager
-    def clock(self, what: str) -> Generator[None]:
-        """Time spent inside is that of a validation, sample or checkpoint, and not of a step."""
-        begun = time.perf_counter()
+    def clock(self, kind: str) -> Generator[None]:
+        """Count the time inside as that of a validation, sample or checkpoint, and not of a step."""
+        started = time.perf_counter()
         yield
-        self.within[what] = self.within.get(what, 0.0) + time.perf_counter() - begun
+        self.since_step[kind] = self.since_step.get(kind, 0.0) + time.perf_counter() - started
 
-    def rehearse(self, what: str, action: Callable[[], object], share: float) -> None:
-        """Do a share of something, once to wake it and once to see how long all of it will take."""
-        before = time.perf_counter()
-        action()
-        begun = time.perf_counter()
-        action()
+    def describe(self, text: str) -> None:
+        """Show a text beside the bar, from the next `advance` on."""
+        self.text = text
+
+    def advance(self) -> None:
+        """Count a step, with everything that followed it."""
         now = time.perf_counter()
-        self.took[what], self.since = (now - begun) / share, self.since + now - before
+        if self.step == self.first_step + 1:
+            self.step_seconds.clear()  # the first step is slow, as libraries load and compile
+        self.step_seconds.append(now - self.step_finished - sum(self.since_step.values()))
+        self.last_seconds |= self.since_step
 
-    def advance(self, text: str = "") -> None:
-        """One more step is done, with all that follows it. A text beside the bar stays until there is another."""
-        now, self.text = time.perf_counter(), text or self.text
-        if self.step == self.begin + 1:
-            self.steps.clear()  # the first one wakes all libraries
-        self.steps.append(now - self.since - sum(self.within.values()))
-        self.took |= self.within
-        self.step, self.since, self.within = self.step + 1, now, {}
+        self.step += 1
+        self.step_finished = now
+        self.since_step = {}
         if not self.bar.disable:
-            left = tqdm.format_interval(round(self.left()))
+            left = tqdm.format_interval(round(self.seconds_left()))
             self.bar.set_postfix_str(f"{left} left{self.text}", refresh=False)
             self.bar.update()
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds to the end of the run."""
-        if self.step >= self.last:
+        if self.step >= self.last_step:
             return 0.0
-        step = fmean(self.steps)
-        seconds, took = (self.last - self.step) * step, {"validation": self.validation_steps * step} | self.took
-        for what, every in self.every.items():  # the last step has all of them
-            to_come = self.last // every - self.step // every + (self.last % every > 0) if every else 1
-            seconds += to_come * took.get(what, 0.0)
+        step_seconds = fmean(self.step_seconds)
+        seconds = (self.last_step - self.step) * step_seconds
+        estimates = {"validation": self.validation_steps * step_seconds} | self.last_seconds
+        for kind, every in self.every.items():
+            seconds += self.number_left(every) * estimates.get(kind, 0.0)
         return seconds
 
+    def number_left(self, every: int) -> int:
+        """How often something still happens, every so many steps and after the last; 0 = after the last only."""
+        if not every:
+            return 1
+        regular = self.last_step // every - self.step // every
+        return regular if self.last_step % every == 0 else regular + 1
+
     def say(self, line: str) -> None:
-        """A line on stdout, above the bar."""
+        """Print a line to stdout, above the bar."""
         if self.shown:
             self.bar.write(line)
             sys.stdout.flush()
 
     def close(self) -> None:
-        """No more steps; the bar stays as it is."""
+        """Leave the bar as it is."""
         self.bar.close()

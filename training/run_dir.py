@@ -1,8 +1,5 @@
-"""A run directory belongs to one run; a run that is told to stop leaves in good order."""
+"""The run directory: one run each, with its settings."""
 
-import os
-import signal
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,88 +8,100 @@ import torch
 import yaml
 
 from training.checkpoints import newest_whole_checkpoint
+from training.code_version import code_version
 from training.command_line import fail
 from training.config import Config
+from utils.errors import Mistake, UserError, as_typed
 from utils.files import write_text
 
-# What may differ on --resume without making it another run.
-FREE = {"run_dir", "wandb"}
-FREE_IN_TRAIN = {"log_every", "validate_every", "validate_bytes", "sample_every", "sample_length"}
-FREE_IN_TRAIN |= {"checkpoint_every", "keep_checkpoints", "max_skipped_steps", "max_steps"}
-FREE_IN_TRAIN |= {"mixed_precision", "tf32", "compile", "activation_checkpointing"}
-FREE_IN_TRAIN |= {"batch_size", "gradient_accumulation_steps"}  # their product with the processes is what counts
+# Sections and settings that may change on --resume.
+FREE_SECTIONS = {"run_dir", "wandb", "trackio"}
+FREE_IN_TRAIN = {
+    # how long, and what is logged and kept
+    "max_steps",
+    "max_skipped_steps",
+    "log_every",
+    "validate_every",
+    "validate_bytes",
+    "sample_every",
+    "sample_length",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "trackers",
+    # how the same numbers are computed
+    "mixed_precision",
+    "tf32",
+    "compile",
+    "activation_checkpointing",
+    # their product with the number of processes must stay, which `load_checkpoint` checks
+    "batch_size",
+    "gradient_accumulation_steps",
+}
 
 
 def check_run_dir(config: Config) -> None:
-    """Raise a ValueError when the run directory holds a run and this is no resume, another run, or none to resume."""
+    """Check that the run directory is free, or that --resume may continue the run in it.
+
+    Raises:
+        UserError: when it holds a run and this is no resume, when it holds none to resume, or another run.
+    """
     known = config.folder / "config.yaml"
     if known.is_file() and not config.resume:
-        raise ValueError(
-            f"run_dir: {config.run_dir} already holds a run; allowed: --resume to go on with it, or another --run_dir"
-        )
+        raise UserError(f"{config.run_dir} already holds a run: continue it with --resume, or choose another --run_dir")
     if config.resume and not known.is_file():
-        raise ValueError(f"run_dir: {config.run_dir} holds no run to resume (no config.yaml)")
+        raise UserError(f"{config.run_dir} holds no run to resume: it has no config.yaml")
     if config.resume:
-        check_same_run(config.to_dict(), yaml.safe_load(known.read_text()), config.folder)
+        check_same_run(config.to_dict(), yaml.safe_load(known.read_text()), known)
+
+
+def check_same_run(now: dict, then: dict, path: Path) -> None:
+    """Compare two configs, the earlier one read from `path`. Settings that it does not have do not count.
+
+    Raises:
+        UserError: with each setting that makes this another run.
+    """
+    mistakes = []
+    for section, values in now.items():
+        if section in FREE_SECTIONS:
+            continue
+        for name, value in then.get(section, {}).items():
+            is_free = section == "train" and name in FREE_IN_TRAIN
+            if not is_free and values.get(name) != value:
+                mistakes.append(Mistake(f"{section}.{name}", values.get(name), f"{as_typed(value)}, as in {path}"))
+    if mistakes:
+        raise UserError(*mistakes)
 
 
 def make_run_dir(config: Config) -> None:
-    """Make the run directory, with the run's settings; an OSError that names it where that cannot be."""
+    """Create the run directory, and write the run's settings and the code's version into it.
+
+    Raises:
+        UserError: when that is not possible.
+    """
     run_dir = config.folder
+    settings = yaml.safe_dump(config.to_dict(), sort_keys=False)
     try:
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         (run_dir / "samples").mkdir(exist_ok=True)
-        write_text(run_dir / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        write_text(run_dir / "config.yaml", f"# code version {code_version()}\n{settings}")
     except OSError as error:
-        raise OSError(f"run_dir: got {run_dir}, allowed: a folder that can be written ({error})") from error
-
-
-def check_same_run(now: dict, then: dict, run_dir: Path) -> None:
-    """Raise a ValueError that names each setting by which two configs are not the same run.
-
-    Settings that the earlier one does not know, being older than they are, do not count.
-    """
-    differences = [
-        f"{section}.{name} is {values.get(name)} here and {value} there"
-        for section, values in now.items()
-        if section not in FREE
-        for name, value in then.get(section, {}).items()
-        if not (section == "train" and name in FREE_IN_TRAIN) and values.get(name) != value
-    ]
-    if differences:
-        raise ValueError(f"run_dir: {run_dir} holds another run's config: " + "; ".join(differences))
+        raise UserError(Mistake("run_dir", run_dir, f"a folder that can be written ({error})")) from error
 
 
 class Diverged(Exception):
-    """Too many steps in a row were not finite."""
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+# What can end a run without being a bug: a full disk, a lost GPU, too little memory, numbers that are not finite.
+RUN_FAILURES = (OSError, torch.AcceleratorError, torch.OutOfMemoryError, Diverged)
 
 
 @contextmanager
 def run_errors(run_dir: Path) -> Generator[None]:
-    """End with one line that says how to go on, and exit code 1, when a disk, a GPU or the numbers fail a run."""
+    """Turn a failure of the run into one line that names the last whole checkpoint, and exit code 1."""
     try:
         yield
-    except (OSError, torch.AcceleratorError, torch.OutOfMemoryError, Diverged) as error:
-        last = newest_whole_checkpoint(run_dir)
-        resume = f"; {last} is whole: go on with --run_dir {run_dir} --resume" if last else ""
-        fail(f"{error}{resume}", code=1)
-
-
-class StopSignal:
-    """SIGINT (Ctrl-C) and SIGTERM ask a run to save and leave after the step it is in; a second one leaves at once."""
-
-    def __init__(self):
-        self.number = 0  # of the signal that came
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number, frame):
-        if self.number:
-            os._exit(128 + number)
-        self.number = number
-        print(f"\n{signal.Signals(number).name}: saving after this step; once more leaves at once", file=sys.stderr)
-
-    def leave(self) -> None:
-        """Exit as a shell expects of a program that a signal ended; does nothing if none came."""
-        if self.number:
-            sys.exit(128 + self.number)
+    except RUN_FAILURES as error:
+        checkpoint = newest_whole_checkpoint(run_dir)
+        advice = f"; {checkpoint} is whole: continue with --run_dir {run_dir} --resume" if checkpoint else ""
+        fail(f"{error}{advice}", code=1)

@@ -1,14 +1,13 @@
-"""What a run says of itself: what will run, counted before it runs, how it ended, and the best model's card."""
+"""What train.py prints about a run: a header before it, a summary after it, and the best model's card."""
 
 import json
 import shlex
 import sys
 from datetime import timedelta
-from math import ceil, inf
+from math import ceil
 
 import torch
 import yaml
-from accelerate import Accelerator
 from torch import nn
 
 from data import Corpus
@@ -16,51 +15,71 @@ from model import Attend, HierarchicalTransformer, ModelConfig
 from training.checkpoints import RunState
 from training.command_line import coloured
 from training.config import Config
+from training.step import Trainer
 
 
-def introduce(
-    config: Config, accelerator: Accelerator, model: HierarchicalTransformer, corpus: Corpus, flops: float
-) -> None:
-    """Say what will run; `flops` are those of a forward pass, a byte."""
-    parts = count_parameters(model)
-    train, threads = config.train, torch.get_num_threads()
-    sequences = train.batch_size * train.gradient_accumulation_steps * accelerator.num_processes
+def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float) -> None:
+    """Print what will run.
+
+    Args:
+        flops: floating-point operations of a forward pass, a byte.
+    """
+    accelerator = trainer.accelerator
+    processes, threads = accelerator.num_processes, torch.get_num_threads()
+    in_float32 = accelerator.mixed_precision == "no"
+    dtype = torch.float32 if in_float32 else torch.bfloat16  # the backends are the same in float16
     sizes = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
-    dtype = torch.float32 if accelerator.mixed_precision == "no" else torch.bfloat16  # or the other of 16 bits
-    print(f"device      {accelerator.device}, {accelerator.num_processes} process(es), {threads} threads")
-    print(f"precision   {'float32' if accelerator.mixed_precision == 'no' else accelerator.mixed_precision}")
+    parameters = count_parameters(accelerator.unwrap_model(trainer.model))
+    parts = ", ".join(f"{name} {size:,}" for name, size in parameters.items())
+    backends = attention_kernels(config.model, accelerator.device.type, dtype)
+    batch = f"{trainer.global_batch_size} × {config.model.seq_len} bytes"
+
+    print(f"device      {accelerator.device}, {processes} process(es), {threads} threads")
+    print(f"precision   {'float32' if in_float32 else accelerator.mixed_precision}")
     print(f"corpus      {corpus.name}: {sizes} bytes, from {corpus.source}")
-    print(f"parameters  {sum(parts.values()):,}: " + ", ".join(f"{name} {size:,}" for name, size in parts.items()))
-    print(f"attention   {attention_kernels(config.model, accelerator.device.type, dtype)}")
+    print(f"parameters  {sum(parameters.values()):,}: {parts}")
+    print(f"attention   {backends}")
     print(f"compute     {human(3 * flops)}FLOPs to train on a byte ({human(flops)}FLOPs forward)")
-    print(f"run         {train.max_steps:,} steps of {sequences} × {config.model.seq_len} bytes, in {config.run_dir}")
+    print(f"run         {config.train.max_steps:,} steps of {batch}, in {config.run_dir}")
 
 
-def conclude(config: Config, state: RunState, bytes_per_step: int, dashboard: str | None = None) -> None:
-    """Say how the run ended, over all of its lives, where its dashboard is, and what to type next."""
-    run_dir, place = config.folder, shlex.quote(str(config.folder))
-    step, trained = state.step, state.step * bytes_per_step
-    with (run_dir / "metrics.jsonl").open(encoding="utf-8") as file:
-        validated = [json.loads(line) for line in file if "validation_bits_per_byte" in line]
-    scores = {line["step"]: line["validation_bits_per_byte"] or inf for line in validated}  # null was not finite
+def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboards: list[str] | None = None) -> None:
+    """Print how the run ended, where its dashboards are, and which commands to type next."""
+    run_dir = config.folder
+    quoted_run_dir = shlex.quote(str(run_dir))
+    trained_bytes = state.step * bytes_per_step
+
+    scores = validation_scores(config)
     if scores:
         best = min(scores, key=lambda step: scores[step])
         score = coloured(f"{scores[best]:.4f} bits per byte", 32, sys.stdout)
         print(f"best        {score} of the validation split, at step {best:,}")
-    print(f"trained     {step:,} of {config.train.max_steps:,} steps, {trained:,} bytes")
-    print(f"time        {timedelta(seconds=round(state.seconds))}, {trained / state.seconds:,.0f} bytes/s")
-    if dashboard:
+    print(f"trained     {state.step:,} of {config.train.max_steps:,} steps, {trained_bytes:,} bytes")
+    print(f"time        {timedelta(seconds=round(state.seconds))}, {trained_bytes / state.seconds:,.0f} bytes/s")
+    for dashboard in dashboards or []:
         print(f"dashboard   {dashboard}")
     if (run_dir / "model").is_dir():
         print(f"model       {run_dir / 'model'}")
-        print(f'sample with python generate.py {place} --prompt "The "')
-        print(f"score with  python evaluate.py {place} --split test")
-    if step < config.train.max_steps:
-        print(f"go on with  accelerate launch train.py --run_dir {place} --resume")
+        print(f'sample with python generate.py {quoted_run_dir} --prompt "The "')
+        print(f"score with  python evaluate.py {quoted_run_dir} --split test")
+    if state.step < config.train.max_steps:
+        print(f"resume with accelerate launch train.py --run_dir {quoted_run_dir} --resume")
+
+
+def validation_scores(config: Config) -> dict[int, float]:
+    """Bits per byte of each validation in metrics.jsonl by step, but for those that were not finite."""
+    scores = {}
+    with (config.folder / "metrics.jsonl").open(encoding="utf-8") as file:
+        for text in file:
+            line = json.loads(text)
+            score = line.get("validation/bits_per_byte")
+            if score is not None:
+                scores[line["step"]] = score
+    return scores
 
 
 def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
-    """Parameters of each part: the embedding, each level by its compression, merges and heads."""
+    """Number of parameters of each part: embedding, each level by its compression, merges, output."""
 
     def size(module: nn.Module | None) -> int:
         return 0 if module is None else sum(p.numel() for p in module.parameters())
@@ -74,19 +93,19 @@ def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:
 
 
 def attention_kernels(config: ModelConfig, device: str, dtype: torch.dtype) -> str:
-    """What computes the attention of each level at full length on a type of device, in a line."""
+    """The backend that computes the attention of each level at full length on a type of device, in one line."""
     kernels = []
     for level in config.levels:
         attend = Attend(causal=True, use_flash_attn=config.use_flash_attn, window_size=level.window or None)
         keys = ceil(config.seq_len / level.compression)
         kernel = attend.kernel(keys, keys, level.dim_head, device, dtype) if level.window else "none"
-        some = f" in {len(level.attending)} of {level.depth} layers" if 0 < len(level.attending) < level.depth else ""
-        kernels.append(f"{level.compression}x {kernel}, {min(level.window, keys)} of {keys} keys{some}")
+        where = f" in {len(level.attending)} of {level.depth} layers" if 0 < len(level.attending) < level.depth else ""
+        kernels.append(f"{level.compression}x {kernel}, {min(level.window, keys)} of {keys} keys{where}")
     return "; ".join(kernels)
 
 
 def model_card(config: Config, source: str, step: int, score: float) -> str:
-    """A README for the weights of a step, with their validation score in bits per byte and how to make them again."""
+    """A README for the weights of a step, with their validation score in bits per byte, and how to reproduce them."""
     return f"""---
 license: mit
 library_name: hierarchical-byte-transformer
@@ -100,7 +119,7 @@ Levels {list(config.model.per_level("hierarchies"))} of {config.model.seq_len} b
 | | |
 |---|---|
 | data | {config.data.name}: {source} |
-| split | validation, {config.train.validate_bytes:,} bytes at most, each scored once within {config.model.seq_len} |
+| split | validation, at most {config.train.validate_bytes:,} bytes, in windows of {config.model.seq_len} |
 | bits per byte | {score:.4f}, after step {step:,} of {config.train.max_steps:,} |
 | command | `accelerate launch train.py --config config.yaml` |
 

@@ -1,4 +1,4 @@
-"""What a run shows of itself while it goes on: on a terminal, and elsewhere."""
+"""What a run prints while it trains, on a terminal and elsewhere."""
 
 import os
 import subprocess
@@ -14,18 +14,24 @@ from training.config import TrainConfig
 from training.progress import Progress
 
 
-def test_what_is_left_counts_all_that_is_to_come():
+def test_the_time_left_counts_everything_to_come():
     config = TrainConfig(max_steps=100, validate_every=30, sample_every=0, checkpoint_every=50, validate_bytes=3000)
     progress = Progress(config, 40, bytes_per_step=500, shown=False)
-    progress.steps.extend([1.0, 3.0])
-    assert progress.left() == pytest.approx(60 * 2 + 3 * 2 * 3000 / 500 / 3)  # no validation yet: a third of training
-    progress.took = {"validation": 7.0, "sample": 11.0, "checkpoint": 13.0}  # at 60, 90 and 100; at 100; at 50 and 100
-    assert progress.left() == pytest.approx(60 * 2 + 3 * 7 + 11 + 2 * 13)
+    progress.step_seconds.extend([1.0, 3.0])
+    assert progress.seconds_left() == pytest.approx(
+        60 * 2 + 3 * 2 * 3000 / 500 / 3
+    )  # no validation yet: a third of training
+    progress.last_seconds = {
+        "validation": 7.0,
+        "sample": 11.0,
+        "checkpoint": 13.0,
+    }  # at 60, 90 and 100; at 100; at 50 and 100
+    assert progress.seconds_left() == pytest.approx(60 * 2 + 3 * 7 + 11 + 2 * 13)
     progress.step = 100
-    assert progress.left() == 0
+    assert progress.seconds_left() == 0
 
 
-def test_a_step_is_what_lies_between_all_else(monkeypatch):
+def test_a_step_is_timed_without_validations_samples_and_checkpoints(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
 
@@ -35,21 +41,27 @@ def test_a_step_is_what_lies_between_all_else(monkeypatch):
     progress = Progress(TrainConfig(max_steps=9, sample_every=0), 5, bytes_per_step=10**9, shown=False)
     with progress.clock("checkpoint"):
         wait(7)
-    wait(100)  # the first step wakes all libraries
-    progress.rehearse("sample", lambda: wait(3), share=0.1)
+    wait(100)  # the first step, in which libraries load
     progress.advance()
-    assert list(progress.steps) == [100] and progress.took == {"checkpoint": 7, "sample": 30}
+    assert list(progress.step_seconds) == [100] and progress.last_seconds == {"checkpoint": 7}
     for seconds in (2, 4):
         for part in (5, 6):  # two parts of one validation
             with progress.clock("validation"):
                 wait(part)
         wait(seconds)
         progress.advance()
-    assert list(progress.steps) == [2, 4] and progress.took["validation"] == 11
-    assert progress.left() == 1 * 3 + 7 + 30 + 11
+    assert list(progress.step_seconds) == [2, 4] and progress.last_seconds["validation"] == 11
+    assert progress.seconds_left() == 1 * 3 + 7 + 11  # no sample yet, so the last one is left out
+    with progress.clock("sample"):
+        wait(30)
+    wait(3)
+    progress.advance()
+    assert progress.seconds_left() == 0
+    progress.step = 8
+    assert progress.seconds_left() == 1 * 3 + 7 + 30 + 11
 
 
-def test_a_terminal_shows_what_is_left_and_a_file_plain_lines(workplace, command):
+def test_a_terminal_shows_the_time_left_and_a_file_gets_plain_lines(workplace, command):
     options = ["train.py", "--config", str(workplace / "tiny.yaml"), "--train.max_steps=4", "--run_dir"]
     terminal, end = os.openpty()
     termios.tcsetwinsize(end, (40, 120))
@@ -68,14 +80,14 @@ def test_a_terminal_shows_what_is_left_and_a_file_plain_lines(workplace, command
 
 
 def read(terminal: int) -> str:
-    """What a terminal shows next; nothing when all that wrote to it have gone."""
+    """What a terminal shows next; "" when every process that wrote to it has exited."""
     try:
         return os.read(terminal, 65536).decode(errors="replace")
-    except OSError:  # how Linux says so
+    except OSError:  # Linux raises it at the end
         return ""
 
 
-def test_colours_are_for_terminals_that_want_them(monkeypatch, tmp_path):
+def test_colours_are_for_terminals_only_and_no_color_turns_them_off(monkeypatch, tmp_path):
     monkeypatch.delenv("NO_COLOR", raising=False)
     terminal, end = os.openpty()
     with open(end, "w") as screen, open(tmp_path / "file", "w") as file:

@@ -1,4 +1,4 @@
-"""What a run says of its attention at the start, and of itself at its end."""
+"""What a run prints about its attention at the start, and about itself at the end."""
 
 import json
 from pathlib import Path
@@ -9,40 +9,40 @@ import torch
 from model import ModelConfig
 from training.checkpoints import RunState
 from training.config import Config, TrainConfig
-from training.summary import attention_kernels, conclude
+from training.summary import attention_kernels, print_summary
 
 
-def table(run_dir: Path, lines: list[dict], state: RunState, capsys, max_steps: int = 1000) -> dict[str, str]:
-    """The table of a run that left these lines of metrics, by its first column."""
+def summary(run_dir: Path, lines: list[dict], state: RunState, capsys, max_steps: int = 1000) -> dict[str, str]:
+    """The summary of a run with these lines of metrics, by its first column."""
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    conclude(Config(run_dir=str(run_dir), train=TrainConfig(max_steps=max_steps)), state, bytes_per_step=2048)
+    print_summary(Config(run_dir=str(run_dir), train=TrainConfig(max_steps=max_steps)), state, bytes_per_step=2048)
     said = capsys.readouterr().out.splitlines()
     return {line[:12].strip(): line[12:] for line in said}
 
 
-def test_it_names_the_best_score_and_its_step_not_the_last(tmp_path, capsys):
+def test_the_summary_has_the_best_score_and_its_step_not_the_last(tmp_path, capsys):
     (tmp_path / "a run" / "model").mkdir(parents=True)
     scores = {10: 3.5, 20: 1.23456, 30: 2.0, 40: None}  # a score that is not finite is null in the file
-    lines = [{"step": n} | ({"validation_bits_per_byte": scores[n]} if n in scores else {}) for n in range(1, 51)]
-    said = table(tmp_path / "a run", lines, RunState(step=50, seconds=3661.6), capsys)
+    lines = [{"step": n} | ({"validation/bits_per_byte": scores[n]} if n in scores else {}) for n in range(1, 51)]
+    said = summary(tmp_path / "a run", lines, RunState(step=50, seconds=3661.6), capsys)
     assert said["best"] == "1.2346 bits per byte of the validation split, at step 20"
     assert said["trained"] == "50 of 1,000 steps, 102,400 bytes"
     assert said["time"] == "1:01:02, 28 bytes/s"
     assert said["model"] == str(tmp_path / "a run" / "model")
     assert said["sample with"] == f"python generate.py '{tmp_path / 'a run'}' --prompt \"The \""
     assert said["score with"] == f"python evaluate.py '{tmp_path / 'a run'}' --split test"
-    assert said["go on with"] == f"accelerate launch train.py --run_dir '{tmp_path / 'a run'}' --resume"
+    assert said["resume with"] == f"accelerate launch train.py --run_dir '{tmp_path / 'a run'}' --resume"
 
 
 def test_a_run_without_a_validation_has_no_score_and_no_model(tmp_path, capsys):
-    said = table(tmp_path, [{"step": 1}], RunState(step=1, seconds=1.0), capsys)
-    assert list(said) == ["trained", "time", "go on with"]
+    said = summary(tmp_path, [{"step": 1}], RunState(step=1, seconds=1.0), capsys)
+    assert list(said) == ["trained", "time", "resume with"]
 
 
-def test_a_whole_run_has_nothing_to_go_on_with(tmp_path, capsys):
-    lines = [{"step": 1, "validation_bits_per_byte": 2.0}]
-    assert list(table(tmp_path, lines, RunState(step=1, seconds=1.0), capsys, 1)) == ["best", "trained", "time"]
+def test_a_finished_run_is_not_told_how_to_resume(tmp_path, capsys):
+    lines = [{"step": 1, "validation/bits_per_byte": 2.0}]
+    assert list(summary(tmp_path, lines, RunState(step=1, seconds=1.0), capsys, 1)) == ["best", "trained", "time"]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +59,6 @@ def test_a_whole_run_has_nothing_to_go_on_with(tmp_path, capsys):
         ),
     ],
 )
-def test_a_line_says_what_computes_the_attention_of_each_level(arguments, line):
+def test_the_header_has_the_attention_backend_of_each_level(arguments, line):
     config = ModelConfig(seq_len=2048, hierarchies=(1, 4), **arguments)
     assert attention_kernels(config, "cpu", torch.float32) == line

@@ -1,0 +1,90 @@
+"""Where a run's measurements go: metrics.jsonl always, and the dashboards that `train.trackers` names.
+
+A new tracker is a subclass of `Tracker` in a file here, and a line in TRACKERS.
+"""
+
+from pathlib import Path
+
+from training.checkpoints import RunState
+from training.config import Config
+from training.trackers.base import Metrics, Tracker
+from training.trackers.metrics_file import MetricsFile
+from training.trackers.trackio import TrackioTracker
+from training.trackers.wandb import WandbTracker
+from utils.errors import Mistake, UserError
+
+__all__ = ["TRACKERS", "Metrics", "MetricsFile", "Tracker", "Trackers"]
+
+TRACKERS: dict[str, type[Tracker]] = {
+    "metrics_file": MetricsFile,
+    "wandb": WandbTracker,
+    "trackio": TrackioTracker,
+}
+
+
+class Trackers:
+    """All trackers of a run, in the order of `train.trackers` after metrics.jsonl.
+
+    Only the main process has any. The others call the same methods, and nothing happens.
+
+    Raises:
+        UserError: on a name that TRACKERS does not have, or a tracker that cannot work. Nothing is written by then.
+    """
+
+    def __init__(self, config: Config, is_main_process: bool):
+        names = ["metrics_file", *config.train.trackers]
+        unknown = [name for name in names if name not in TRACKERS]
+        if unknown:
+            raise UserError(Mistake("train.trackers", list(config.train.trackers), f"any of {', '.join(TRACKERS)}"))
+
+        self.trackers: dict[str, Tracker] = {}
+        if is_main_process:
+            self.trackers = {name: TRACKERS[name](config) for name in names}  # a name given twice counts once
+        self.pending: dict[int, Metrics] = {}  # by step
+        self.last_logged_step = 0
+
+    def start(self, state: RunState) -> None:
+        """Start all trackers, or continue those of the run that `state` is from, and note their ids in it."""
+        for name, tracker in self.trackers.items():
+            run_id = tracker.start(state.tracker_ids.get(name))
+            if run_id is not None:
+                state.tracker_ids[name] = run_id
+            if isinstance(tracker, MetricsFile):
+                self.last_logged_step = tracker.last_step
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Add metrics to those of a step. They are passed on when `flush` is called."""
+        self.pending.setdefault(step, {"step": step}).update(metrics)
+
+    def flush(self) -> None:
+        """Pass on what was logged, but for steps that a resumed run repeats, which metrics.jsonl already has."""
+        lines = [line for step, line in self.pending.items() if step > self.last_logged_step]
+        self.pending.clear()
+        if not lines:
+            return
+        for tracker in self.trackers.values():
+            tracker.log(lines)
+        self.last_logged_step = max(line["step"] for line in lines)
+
+    def log_sample(self, step: int, text: str) -> None:
+        """Pass on a text that the model wrote after a step."""
+        self.flush()  # wandb takes no metrics of a step after something else was logged
+        for tracker in self.trackers.values():
+            tracker.log_sample(step, text)
+
+    def log_model(self, folder: Path, step: int, bits_per_byte: float) -> None:
+        """Pass on the folder of the best model so far, with its validation score."""
+        self.flush()
+        for tracker in self.trackers.values():
+            tracker.log_model(folder, step, bits_per_byte)
+
+    def finish(self) -> None:
+        """Flush, and close all trackers."""
+        self.flush()
+        for tracker in self.trackers.values():
+            tracker.finish()
+
+    @property
+    def locations(self) -> list[str]:
+        """Where the user finds each dashboard: an address, or a command to type."""
+        return [tracker.location for tracker in self.trackers.values() if tracker.location is not None]

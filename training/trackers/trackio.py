@@ -1,0 +1,64 @@
+"""Trackio (https://huggingface.co/docs/trackio): a dashboard on this machine, without an account."""
+
+from contextlib import redirect_stdout
+from importlib.util import find_spec
+from pathlib import Path
+from shlex import quote
+from uuid import uuid4
+
+from training.code_version import code_version
+from training.config import Config
+from training.trackers.base import Metrics, Tracker
+from utils.errors import UserError
+
+
+class TrackioTracker(Tracker):
+    """A run in Trackio's local database, or in a Space of the Hugging Face hub if `trackio.space` names one.
+
+    The database is Trackio's own, outside of the run directory, so that one dashboard compares all runs; the
+    environment variable TRACKIO_DIR moves it.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__(config)
+        if find_spec("trackio") is None:
+            raise UserError("train.trackers asks for trackio, which is not installed: pip install trackio")
+        self.run = None
+
+    def start(self, run_id: str | None) -> str:
+        import trackio  # optional
+
+        settings = self.config.trackio
+        name = settings.name or self.config.folder.name
+        with redirect_stdout(None):  # train.py says where to look
+            self.run = trackio.init(
+                project=settings.project,
+                name=run_id or f"{name}-{uuid4().hex[:4]}",  # trackio finds a run to continue by its name
+                space_id=settings.space,
+                config=self.config.to_dict() | {"code_version": code_version()},
+                resume="allow" if run_id else "never",
+                embed=False,
+            )
+        if settings.space is None:
+            self.location = f"trackio show --project {quote(settings.project)}"
+        else:
+            self.location = f"https://huggingface.co/spaces/{settings.space}"
+        return self.run.name
+
+    def log(self, lines: list[Metrics]) -> None:
+        for line in lines:
+            values = {key: value for key, value in line.items() if key not in ("step", "offsets")}
+            self.run.log(values, step=line["step"])
+
+    def log_sample(self, step: int, text: str) -> None:
+        import trackio
+
+        self.run.log({"samples": trackio.Table(columns=["step", "text"], data=[[step, text]])}, step=step)
+
+    def log_model(self, folder: Path, step: int, bits_per_byte: float) -> None:
+        """Note the step of the best model. Its files stay in the run directory."""
+        self.run.log({"validation/best_bits_per_byte": bits_per_byte}, step=step)
+
+    def finish(self) -> None:
+        with redirect_stdout(None):
+            self.run.finish()
