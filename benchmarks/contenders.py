@@ -1,4 +1,4 @@
-"""Our model and the models it is compared with, with one interface: `model(ids)` gives logits, `loss(ids)` a scalar.
+"""Our model and the models it is compared with, with one interface, and the training step of `train.py`.
 
 The other models come from PyPI; `benchmarks/requirements.txt` lists them. A benchmark leaves out those that are not
 installed.
@@ -25,7 +25,7 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 class Contender(nn.Module):
-    """A causal model over bytes: ids (b n) to logits (b n num_tokens), or to the loss and `Losses` of ids (b n+1).
+    """A causal model over bytes: logits (b n num_tokens) for ids (b n), or the loss and its parts for ids (b n+1).
 
     Args:
         model: maps ids (b n) to logits (b n num_tokens).
@@ -43,16 +43,18 @@ class Contender(nn.Module):
         return self.loss_and_losses(ids) if return_loss else self.model(ids)
 
     def loss(self, ids: Tensor) -> Tensor:
-        """The scalar that training minimises."""
+        """The scalar that training minimises, for ids (b n+1)."""
         loss, _ = self.loss_and_losses(ids)
         return loss
 
     def loss_and_losses(self, ids: Tensor) -> tuple[Tensor, Losses]:
-        """The scalar that training minimises, and its parts."""
+        """The scalar that training minimises, and its parts, for ids (b n+1)."""
         if self.has_loss:
             return self.model(ids, return_loss=True)
-        logits, labels = self.model(ids[:, :-1]), ids[:, 1:]
-        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+
+        inputs, targets = ids[:, :-1], ids[:, 1:]
+        logits = self.model(inputs).float()
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return loss, Losses(loss.detach())
 
 

@@ -1,7 +1,7 @@
 """What the race, the ablations and the regimes share: options, measured speeds, and trials of equal training time."""
 
 import os
-from argparse import Namespace
+from argparse import Namespace, RawDescriptionHelpFormatter
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from jsonargparse import DefaultHelpFormatter
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from benchmarks.quality.training_speeds import Speed, training_speeds
@@ -49,9 +50,13 @@ class RaceOptions:
     """train miniatures"""
 
 
+class HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Prints a description with its own line breaks."""
+
+
 def race_parser(module: str, description: str | None) -> Parser:
     """A parser with the flags of every race."""
-    parser = Parser(prog=f"python -m {module}", description=description)
+    parser = Parser(prog=f"python -m {module}", description=description, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=str, required=True, help="folder where everything is written")
     parser.add_class_arguments(DataConfig, "data")
     parser.add_argument("--minutes", type=PositiveFloat, default=10.0, help="training time of a trial")

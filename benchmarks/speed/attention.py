@@ -3,7 +3,7 @@
 `python -m benchmarks.speed.attention [--lengths 1024 4096 …]`
 
 Each path runs forward and backward at each length. On a CPU every length has a process of its own, so that its peak
-memory is its own. The exponent of growth is fitted to the longer half of the lengths: 1 grows with n, 2 with n².
+memory is its own. The exponent of growth is that between the middle and the last length: 1 grows with n, 2 with n².
 
 Prints a table, and as the last line a JSON object with the results of each path.
 """
@@ -99,8 +99,8 @@ def table_row(name: str, measured: list[dict], lengths: list[int]) -> dict[str, 
     row |= {str(n): "" for n in lengths}
     for result in measured:
         row[str(result["n"])] = f"{1000 * result['seconds']:.0f} ms, {result['bytes'] / 2**20:.0f} MiB"
-    row["time grows with n^"] = f"{growth_exponent(measured, 'seconds'):.2f}"
-    row["memory with n^"] = f"{growth_exponent(measured, 'bytes'):.2f}"
+    row["exponent of time"] = f"{growth_exponent(measured, 'seconds'):.2f}"
+    row["exponent of memory"] = f"{growth_exponent(measured, 'bytes'):.2f}"
     return row
 
 
