@@ -134,7 +134,7 @@ class Attend(nn.Module):
         A forced blockwise backend leaves other shapes, such as a single query in generation, to SDPA. The choices of
         "auto" were measured (benchmarks/LOG.md).
         """
-        one_query_per_key = self.causal and queries == keys
+        one_query_per_key = self.causal and 1 < queries == keys
         if self.backend in BLOCKWISE:
             return self.backend if one_query_per_key else "sdpa"
         if self.backend != "auto":
