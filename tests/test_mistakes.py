@@ -40,7 +40,7 @@ TEN = [
     (
         train,
         ["--config", "nowhere.yaml"],
-        "config: got nowhere.yaml, which cannot be read (No such file or directory), all",
+        "config: nowhere.yaml cannot be read (No such file or directory)",
     ),
     (
         generate,
@@ -59,13 +59,13 @@ TEN = [
         [*CONFIG, "--train.learning_rate=1e-4"],
         "train.min_learning_rate: got 0.0002, allowed: 0 to learning_rate = 0.0001",
     ),
-    (train, [*CONFIG, "--model.num_tokens=128"], "model.num_tokens: got 128, allowed: 256, as a corpus is bytes"),
-    (generate, ["runs/a", "--prompt", "a", "--stop", "é"], "stop: got é, allowed: ASCII characters, which are a byte"),
+    (train, [*CONFIG, "--model.num_tokens=128"], "model.num_tokens: got 128, allowed: 256, because a corpus is bytes"),
+    (generate, ["runs/a", "--prompt", "a", "--stop", "é"], "--stop takes ASCII characters only: é is two bytes"),
     (train, [*CONFIG, "--train.compile"], "train.compile: got nothing, allowed: true or false"),
     (train, [*CONFIG, "--train.seed=null"], "train.seed: got null, allowed: a whole number"),
     (train, [*CONFIG, "--train.betas=[0.9]"], "train.betas: got [0.9], allowed: a list of 2, each a number"),
-    (train, [*CONFIG, "--resume=yes"], "resume: got yes, allowed: no value"),
-    (train, [*CONFIG, "--data.name=files"], "data.path: got None, allowed for name=files: a file, folder or glob"),
+    (train, [*CONFIG, "--resume=yes"], "--resume takes no value"),
+    (train, [*CONFIG, "--data.name=files"], "data.path: got null, allowed: a file, folder or glob"),
     (
         train,
         [*CONFIG, "--model.hierarchies=[1,3]"],
@@ -84,8 +84,8 @@ TEN = [
     (generate, [], "run_dir: got nothing, allowed: a run directory"),
     (
         generate,
-        ["runs/a", "--prompt", "a", "--num_samples", "2"],
-        "num_samples: no such setting; the nearest is num-samples",
+        ["runs/a", "--prompt", "a", "--num_sample", "2"],
+        "num_sample: no such setting; the nearest is num_samples",
     ),
     (evaluate, ["runs/a", "runs/b"], "runs/b: belongs to no flag"),
     (plot, ["nowhere"], "run: got nowhere, which is no file, allowed: a run directory"),
@@ -121,11 +121,11 @@ def test_one_mistake_is_one_line(program, arguments, message, capsys):
         ("model:\n  dimm: 8\n", "model.dimm: no such setting; the nearest is model.dim"),
         ("modle:\n  dim: 8\n", "modle: no such setting; the nearest is model"),
         ("train: {seed: one}\n", "train.seed: got one, allowed: a whole number"),
-        ("train:\n", "train: got null, which holds no settings, allowed: settings by name, or a YAML file of them"),
-        ("- 1\n", "config: got FILE, which holds no settings, allowed: settings by name, or a YAML file of them"),
+        ("train:\n", "train: got null, allowed: settings by name, or a YAML file of them"),
+        ("- 1\n", "config: FILE holds no settings by name"),
         (
             "a: [1,\nb: 2\n",
-            'config: got FILE, which is no YAML (while parsing a flow sequence in "FILE", line 1, column 4',
+            'config: FILE is not YAML (while parsing a flow sequence in "FILE", line 1, column 4',
         ),
     ],
 )
@@ -166,6 +166,11 @@ def test_what_rests_on_a_mistake_is_not_called_one(capsys):
         "model.hierachies",
         "train.seed",
     ]
+
+
+def test_a_mistake_does_not_hide_settings_with_longer_names(capsys):
+    said = complaints(train, ["--model.dim=x", "--model.dim_head=7"], capsys)
+    assert [line.partition(":")[0] for line in said] == ["model.dim", "model.dim_head"]
 
 
 def test_another_vocabulary_is_told_beside_what_cannot_be_read(capsys):

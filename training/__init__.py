@@ -9,6 +9,7 @@ __all__ = [
     "optimizer",
     "parallel",
     "progress",
+    "reading",
     "run_dir",
     "speed",
     "summary",
