@@ -47,7 +47,7 @@ def test_verify_codes_a_file_and_writes_nothing(whole, command, tmp_path):
     [
         (["--file", "nowhere.txt"], "nowhere.txt"),
         (["--file", "EMPTY"], "file: got 0 bytes, allowed: at least 2"),
-        (["--split", "valid", "--file", "EMPTY"], "--file: not allowed with argument --split"),
+        (["--split", "valid", "--file", "EMPTY"], "pass either --split or --file"),
         (["--split", "valid", "--limit", "1"], "split: got 1 bytes, allowed: at least 2"),
         (["--limit", "0"], "limit"),
         (["--context", "-1"], "context"),
