@@ -5,7 +5,7 @@ and the gradient's norm, one colour a run. Figures that no run has are left out.
 """
 
 import json
-from math import isfinite, log
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,10 @@ MARK: dict[str, Any] = {"markersize": 7, "markeredgecolor": "white", "markeredge
 FORMATS = (".png", ".svg", ".pdf")
 AXES = {"step": ("step", "step"), "time": ("seconds", "training time"), "bytes": ("bytes", "bytes trained on")}
 PANELS = {  # what is drawn of a line: its title, and its axis with the unit
-    "cross_entropy": ("Training loss (thin: each step, bold: smoothed) and validation (marks)", "bits per byte"),
-    "learning_rate": ("Learning rate", "rate"),
-    "bytes_per_second": ("Throughput", "bytes per second"),
-    "gradient_norm": ("Gradient norm", "L2 norm (log scale)"),
+    "train/bits_per_byte": ("Training loss (thin: each step, bold: smoothed) and validation (marks)", "bits per byte"),
+    "train/learning_rate": ("Learning rate", "rate"),
+    "speed/bytes_per_second": ("Throughput", "bytes per second"),
+    "train/gradient_norm": ("Gradient norm", "L2 norm (log scale)"),
 }
 
 
@@ -138,15 +138,14 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
         unit, unit_name = unit_of_time(end)
         x_label += f" ({unit_name})"
     panels = {}
-    for panel in (*PANELS, "validation_bits_per_byte"):
+    for panel in (*PANELS, "validation/bits_per_byte"):
         found = {name: series(lines, key, panel) for name, lines in runs.items()}
         panels[panel] = {name: (x / unit, y) for name, (x, y) in found.items() if len(x)}
-    panels["cross_entropy"] = {name: (x, y / log(2)) for name, (x, y) in panels["cross_entropy"].items()}
-    norms = {name: (x[y > 0], y[y > 0]) for name, (x, y) in panels["gradient_norm"].items()}
-    panels["gradient_norm"] = {name: (x, y) for name, (x, y) in norms.items() if len(x)}  # its axis has no 0
-    scores = panels.pop("validation_bits_per_byte")
-    large = ["cross_entropy"] if panels["cross_entropy"] or scores else []
-    small = [panel for panel in panels if panel != "cross_entropy" and panels[panel]]
+    norms = {name: (x[y > 0], y[y > 0]) for name, (x, y) in panels["train/gradient_norm"].items()}
+    panels["train/gradient_norm"] = {name: (x, y) for name, (x, y) in norms.items() if len(x)}  # its axis has no 0
+    scores = panels.pop("validation/bits_per_byte")
+    large = ["train/bits_per_byte"] if panels["train/bits_per_byte"] or scores else []
+    small = [panel for panel in panels if panel != "train/bits_per_byte" and panels[panel]]
     if not large + small:
         raise ValueError(f"run: got no figure to draw in {', '.join(runs)}, allowed: lines with {', '.join(panels)}")
 
@@ -165,16 +164,16 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
         axis.spines[["top", "right"]].set_visible(False)
         for name, (x, y) in panels[panel].items():
             style: dict[str, Any] = {"color": looks[name][0], "marker": "." if len(x) == 1 else ""}
-            if panel in ("cross_entropy", "gradient_norm"):
+            if panel in ("train/bits_per_byte", "train/gradient_norm"):
                 axis.plot(x, y, linewidth=0.5, alpha=0.35 if len(runs) == 1 else 0.2, **style)
                 y = smooth(y) if panel in large else np.exp(smooth(np.log(y)))
             axis.plot(x, y, linewidth=1.5, **style)
 
-        if panel == "cross_entropy":
+        if panel == "train/bits_per_byte":
             for name, (x, y) in scores.items():
                 axis.plot(x, y, looks[name][1], color=looks[name][0], zorder=3, **MARK)
             axis.set_ylim(loss_range([*panels[panel].values(), *scores.values()]))
-        elif panel == "gradient_norm":
+        elif panel == "train/gradient_norm":
             axis.set_yscale("log")
             low, high = axis.get_ylim()
             axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
@@ -185,7 +184,7 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
         axis.xaxis.set_major_locator(ticks)
         axis.xaxis.set_major_formatter(EngFormatter() if by == "bytes" else plain)
         if panel in small:
-            axis.yaxis.set_major_formatter(EngFormatter() if panel == "bytes_per_second" else plain)
+            axis.yaxis.set_major_formatter(EngFormatter() if panel == "speed/bytes_per_second" else plain)
 
     # -- the name of each run, and how well it did; a $ begins no formula
     entries = {}

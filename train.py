@@ -6,7 +6,6 @@ stopped goes on with `--resume`. All that it writes lies in its run directory, b
 
 import time
 from functools import partial
-from math import inf, isfinite, log
 
 import numpy as np
 import torch
@@ -14,19 +13,21 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, set_seed
 from torch import nn
 
-from data import batch, offsets, open_corpus
+from data import open_corpus
 from data.text import to_text
 from evaluation.bits_per_byte import validate
 from model import HierarchicalTransformer
 from training.checkpoints import RunState, load_checkpoint, newest_whole_checkpoint, save_best_model, save_checkpoint
 from training.command_line import user_errors
-from training.config import Config, load_config
-from training.monitor import Monitor, Updates
-from training.optimizer import build_optimizer, learning_rate, set_learning_rate
-from training.parallel import build_accelerator, prepare, whole
+from training.config import load_config
+from training.monitor import SpeedMeter, UpdateRatio, watch_activations
+from training.optimizer import build_optimizer
+from training.parallel import build_accelerator, prepare
 from training.progress import Progress
-from training.run_dir import Diverged, StopSignal, check_run_dir, make_run_dir, run_errors
+from training.run_dir import Diverged, check_run_dir, make_run_dir, run_errors
 from training.speed import flops_per_byte
+from training.step import Trainer, train_step
+from training.stop_signal import StopSignal
 from training.summary import conclude, human, introduce, model_card
 from training.trackers import Dashboard, MetricsFile, wandb_mode
 from utils.files import write_text
@@ -55,9 +56,10 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_main_process:
             introduce(config, accelerator, model, corpus, flops)
         set_seed(train.seed, device_specific=True)  # no two processes drop out the same
-        monitor = Monitor(accelerator, model, 3 * flops)
+        activations = watch_activations(model)
         model, optimizer = prepare(accelerator, model, build_optimizer(model, train), train)
         global_batch_size = train.batch_size * accelerator.num_processes * train.gradient_accumulation_steps
+        speed_meter = SpeedMeter(accelerator, global_batch_size * seq_len, 3 * flops)
         state = RunState(global_batch_size=global_batch_size)
         checkpoint = newest_whole_checkpoint(run_dir) if config.resume else None
         if checkpoint is not None:
@@ -73,45 +75,46 @@ def main(argv: list[str] | None = None) -> None:
                 save_checkpoint(accelerator, run_dir, state, train.keep_checkpoints)
         write = partial(sample, accelerator, model, corpus["valid"], train.seed)
         stop = StopSignal()
+        trainer = Trainer(accelerator, model, optimizer, train, corpus["train"], seq_len, activations, stop)
 
         # -- the run
         pending = []
         begun, at_end, stopping = time.monotonic() - state.seconds, state.step >= train.max_steps, False
         while not (at_end or stopping):
             log_step = (state.step + 1) % train.log_every == 0
-            updates = Updates(model) if log_step else None
-            line = {"step": state.step + 1, "learning_rate": learning_rate(state.step, train)}
-            set_learning_rate(optimizer, line["learning_rate"])
-            with monitor.clock("step"):
-                line |= train_step(accelerator, model, optimizer, monitor, corpus["train"], config, state.step, stop)
+            update_ratio = UpdateRatio(model) if log_step else None
+            result = train_step(trainer, state.step)
+            speed_meter.add(result)
 
             state.step += 1
             state.seconds = time.monotonic() - begun
-            state.skipped_in_a_row = state.skipped_in_a_row + 1 if "offsets" in line else 0
-            stopping, at_end = bool(line.pop("stop")), state.step == train.max_steps
+            state.skipped_in_a_row = state.skipped_in_a_row + 1 if not result.finite else 0
+            stopping, at_end = result.stop_requested, state.step == train.max_steps
             at_checkpoint = state.step % train.checkpoint_every == 0 or at_end or stopping
             at_validation = state.step % train.validate_every == 0 or at_end
             at_sample = (train.sample_every and state.step % train.sample_every == 0) or at_end
             diverged = state.skipped_in_a_row >= train.max_skipped_steps
-            line |= {"seconds": round(state.seconds, 3), "bytes": state.step * global_batch_size * seq_len}
+            line = {"step": state.step, "bytes": state.step * global_batch_size * seq_len}
+            line |= {"seconds": round(state.seconds, 3)} | result.metrics
+            if result.offsets:
+                line["offsets"] = result.offsets
             pending.append(line)
             text = ""
 
-            if updates is not None:
-                line["update_ratio"] = updates.ratio()
-                line |= monitor.figures(global_batch_size * seq_len)
+            if update_ratio is not None:
+                line["train/update_ratio"] = update_ratio.read()
+                line |= speed_meter.read()
             if at_validation and not diverged:
                 with progress.clock("validation"):
-                    state.validation = line["validation_bits_per_byte"] = score = validate(
+                    state.validation = line["validation/bits_per_byte"] = score = validate(
                         accelerator, model, corpus["valid"], seq_len, train.batch_size, train.validate_bytes
                     )
                 progress.say(f"step {state.step}: validation {score:.4f} bits per byte")
             if log_step or at_validation or at_sample or at_checkpoint or diverged:
                 if metrics is not None:
                     dashboard.log(metrics.append(pending))
-                    bits = line["cross_entropy"] / log(2)
-                    speed = f", {human(line['bytes_per_second'])}B/s" if log_step else ""
-                    text = f", loss {line['loss']:.3f}, {bits:.3f} bits/byte{speed}"
+                    speed = f", {human(line['speed/bytes_per_second'])}B/s" if log_step else ""
+                    text = f", loss {line['train/loss']:.3f}, {line['train/bits_per_byte']:.3f} bits/byte{speed}"
                 pending = []
             if diverged:
                 raise Diverged(f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite")
@@ -144,52 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     # -- what came of it
     if accelerator.is_main_process:
         conclude(config, state, global_batch_size * seq_len, dashboard.place)
-    stop.leave()
-
-
-def train_step(
-    accelerator: Accelerator,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    monitor: Monitor,
-    data: np.ndarray,
-    config: Config,
-    step: int,
-    stop: StopSignal,
-) -> dict:
-    """One step on a global batch that depends on `step` alone, cut into the pieces of this process.
-
-    Returns the step's figures, averaged over the global batch; those of a step that is not finite, and so is skipped,
-    hold the `offsets` of its sequences in the training split, for a look at what went wrong.
-    """
-    train, seq_len = config.train, config.model.seq_len
-    pieces, processes = train.gradient_accumulation_steps, accelerator.num_processes
-    which = {"seed": train.seed, "step": step, "global_batch_size": train.batch_size * processes * pieces}
-
-    model.train()
-    figures = {}
-    for piece in range(pieces):
-        with monitor.clock("data"):
-            first = (piece * processes + accelerator.process_index) * train.batch_size
-            ids = batch(data, seq_len, **which, rows=slice(first, first + train.batch_size))
-            ids = ids.to(accelerator.device, non_blocking=True)
-        with accelerator.accumulate(model):
-            loss, losses = model(ids, return_loss=True)
-            accelerator.backward(loss)
-        parts = {name: part for name, part in losses._asdict().items() if isinstance(part, torch.Tensor)}
-        parts |= {"loss": loss.detach()} | losses.by_level | monitor.scales
-        for name, value in parts.items():
-            figures[name] = figures.get(name, 0.0) + value / pieces
-    norm = whole(accelerator.clip_grad_norm_(model.parameters(), train.grad_clip or inf))
-
-    figures |= {"gradient_norm": norm, "stop": torch.tensor(float(stop.number != 0), device=norm.device)}
-    table = torch.stack([value.float() for value in figures.values()])
-    figures = dict(zip(figures, accelerator.reduce(table, "mean").tolist(), strict=True))
-    healthy = isfinite(figures["loss"]) and isfinite(figures["gradient_norm"])
-    if healthy or accelerator.scaler is not None:  # a scaler skips the step itself, and lowers its scale
-        optimizer.step()
-    optimizer.zero_grad()
-    return figures if healthy else figures | {"offsets": offsets(len(data), seq_len, **which).tolist()}
+    stop.exit_if_received()
 
 
 def sample(

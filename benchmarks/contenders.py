@@ -4,20 +4,25 @@ Peers come from `benchmarks/requirements.txt`.
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import HierarchicalTransformer
+from model import HierarchicalTransformer, Losses
+from training.config import TrainConfig
 from training.dropout import draw_dropout_in_bulk
+from training.step import Trainer, train_step
 
 
 class Contender(nn.Module):
-    """A causal model over bytes: ids (b n) -> logits (b n num_tokens), and a loss of ids (b n+1).
+    """A causal model over bytes: ids (b n) -> logits (b n num_tokens), or the loss and `Losses` of ids (b n+1).
 
     Args:
         model: maps ids to logits.
@@ -29,14 +34,31 @@ class Contender(nn.Module):
         self.model, self.has_loss = model, has_loss
         draw_dropout_in_bulk(self)  # as training does
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.model(ids)
+    def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor | tuple[Tensor, Losses]:
+        if not return_loss:
+            return self.model(ids)
+        if self.has_loss:
+            return self.model(ids, return_loss=True)
+        logits, labels = self.model(ids[:, :-1]), ids[:, 1:]
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
+        return loss, Losses(loss.detach())
 
     def loss(self, ids: Tensor) -> Tensor:
-        """What training minimises: a scalar."""
-        if self.has_loss:
-            return self.model(ids, return_loss=True)[0]
-        return F.cross_entropy(self.model(ids[:, :-1]).flatten(0, 1).float(), ids[:, 1:].flatten())
+        """The scalar that training minimises."""
+        loss, _ = self(ids, return_loss=True)
+        return loss
+
+
+class InBfloat16(nn.Module):
+    """A contender whose forward pass runs under autocast. The contender itself stays in float32, for scoring."""
+
+    def __init__(self, contender: Contender):
+        super().__init__()
+        self.contender = contender
+
+    def forward(self, ids: Tensor, return_loss: bool = False) -> Tensor | tuple[Tensor, Losses]:
+        with torch.autocast(ids.device.type, torch.bfloat16):
+            return self.contender(ids, return_loss)
 
 
 def preset(name: str) -> dict:
@@ -117,21 +139,44 @@ def random_ids(batch: int, n: int, device: str | torch.device) -> Tensor:
     return torch.randint(0, 256, (batch, n + 1), device=device)
 
 
+def build_trainer(
+    contender: Contender,
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    data: np.ndarray,
+    seq_len: int,
+    bf16: bool,
+) -> Trainer:
+    """The contender in `train.py`'s training step, on one process and the device that the contender is on.
+
+    Args:
+        data: bytes to train on (n), uint8.
+        bf16: autocast to bfloat16. Not by the Accelerator, whose precision is the same for a whole process, and
+            benchmarks time both in turn.
+    """
+    device = next(contender.parameters()).device
+    accelerator = accelerator_for(device.type)
+    model = InBfloat16(contender) if bf16 else contender
+    return Trainer(accelerator, model, optimizer, config, data, seq_len)
+
+
+@cache
+def accelerator_for(device_type: str) -> Accelerator:
+    """One process on a device, in float32."""
+    return Accelerator(mixed_precision="no", cpu=device_type == "cpu")
+
+
 def training_step(contender: Contender, ids: Tensor, bf16: bool) -> Callable[[], None]:
-    """`take_step` on ids with an optimizer of its own, fused AdamW."""
+    """`take_step` with fused AdamW of its own."""
     optimizer = torch.optim.AdamW(contender.parameters(), lr=1e-4, fused=True)
     return lambda: take_step(contender, optimizer, ids, bf16)
 
 
 def take_step(contender: Contender, optimizer: torch.optim.Optimizer, ids: Tensor, bf16: bool) -> None:
-    """A whole step on ids (b n+1) as `train.py` takes it: forward and backward, clipping, and the optimizer, which
-    skips a gradient that is not finite."""
-    with torch.autocast(ids.device.type, torch.bfloat16, enabled=bf16):
-        loss = contender.loss(ids)
-    loss.backward()
-    if nn.utils.clip_grad_norm_(contender.parameters(), 1.0).isfinite():
-        optimizer.step()
-    optimizer.zero_grad()
+    """`train.py`'s training step on as many sequences as ids (b n+1) has, cut from its bytes, at a rate of 1e-4."""
+    config = TrainConfig(batch_size=len(ids), learning_rate=1e-4, min_learning_rate=1e-4, warmup_steps=0)
+    data = ids.flatten().to("cpu", torch.uint8).numpy()
+    train_step(build_trainer(contender, optimizer, config, data, ids.shape[1] - 1, bf16), step=0)
 
 
 def count_parameters(contender: nn.Module) -> int:

@@ -21,7 +21,7 @@ def metrics(run_dir: Path) -> list[dict]:
 def losses(run_dir: Path) -> list[float]:
     lines = metrics(run_dir)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))  # every step once, in order
-    return [line["loss"] for line in lines]
+    return [line["train/loss"] for line in lines]
 
 
 def checkpoints(run_dir: Path) -> list[Path]:

@@ -120,7 +120,7 @@ def test_a_run_s_model_and_its_card_reach_the_hub_and_come_back(whole, hub, tmp_
     assert done.returncode == 0, done.stderr
 
     assert set(hub.files) == {"README.md", "config.json", "model.safetensors"}
-    scores = {line["validation_bits_per_byte"]: line["step"] for line in metrics(whole) if line["step"] in (6, 12)}
+    scores = {line["validation/bits_per_byte"]: line["step"] for line in metrics(whole) if line["step"] in (6, 12)}
     card = hub.files["README.md"].decode()
     assert f"| bits per byte | {min(scores):.4f}, after step {scores[min(scores)]} of 12 |" in card
     assert yaml.safe_load(re.search(r"```yaml\n(.*?)\n```", card, re.DOTALL)[1]) == yaml.safe_load(

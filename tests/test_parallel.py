@@ -38,13 +38,14 @@ def test_processes_and_accumulation_change_nothing_but_rounding(train, optimizer
     first = runs.pop("1x8x1")
     for other in runs.values():
         for one, same in zip(metrics(first), metrics(other), strict=True):
-            for key in ("loss", "cross_entropy", "reconstruction", "prophet", "next_latent", "quantizer"):
+            for key in ("loss", "bits_per_byte", "reconstruction", "prophet", "next_latent", "quantizer"):
+                key = f"train/{key}"
                 assert same[key] == pytest.approx(one[key], abs=tolerance), (other.name, one["step"], key)
-            for key in ("gradient_norm", "activation/1x", "activation/4x"):
+            for key in ("train/gradient_norm", "levels/activation/1x", "levels/activation/4x"):
                 assert same[key] == pytest.approx(one[key], rel=1000 * tolerance), (other.name, one["step"], key)
         for name, tensor in weights(first).items():
             torch.testing.assert_close(weights(other)[name], tensor, atol=10 * tolerance, rtol=100 * tolerance)
-        last = [metrics(run)[-1]["validation_bits_per_byte"] for run in (first, other)]
+        last = [metrics(run)[-1]["validation/bits_per_byte"] for run in (first, other)]
         assert last[1] == pytest.approx(last[0], abs=10 * tolerance)
         samples = [(run / "samples" / "step-00000012.txt").read_text() for run in (first, other)]
         assert samples[0][:60] == samples[1][:60]
@@ -89,7 +90,7 @@ def test_fsdp2_trains_saves_resumes_and_evaluates(train, command, optimizer):
     tolerance = {"adamw": 1e-5, "muon": 5e-3}[optimizer]
     np.testing.assert_allclose(losses(run_dir), losses(one), atol=tolerance)
     last = metrics(one)[-1], metrics(run_dir)[-1]
-    for key in ("validation_bits_per_byte", "gradient_norm", "update_ratio"):
+    for key in ("validation/bits_per_byte", "train/gradient_norm", "train/update_ratio"):
         assert last[0][key] == pytest.approx(last[1][key], rel=100 * tolerance)
 
     scores = [command("evaluate.py", run, "--split", "test").stdout.splitlines()[-1] for run in (one, run_dir)]
@@ -101,7 +102,7 @@ def test_fsdp2_trains_saves_resumes_and_evaluates(train, command, optimizer):
     (run_dir / "metrics.jsonl").unlink()
     _, done = train(f"sharded-{optimizer}", "--resume", **sharded)
     assert done.returncode == 0 and "step-00000006" in done.stdout, done.stderr
-    assert [line["loss"] for line in metrics(run_dir)] == through[6:]
+    assert [line["train/loss"] for line in metrics(run_dir)] == through[6:]
 
     _, done = train(f"sharded-{optimizer}", "--resume", "--train.batch_size=4")
     assert done.returncode == 2 and "was written with FSDP, this run is without FSDP" in done.stderr
@@ -114,8 +115,8 @@ def test_compiled_blocks_train_alike_and_are_not_compiled_again(whole, train):
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(losses(run_dir), losses(whole), atol=1e-4)
     assert done.stderr.count("TRACED GRAPH") == 3  # two levels and their merge, for training, validation and samples
-    assert metrics(run_dir)[-1]["validation_bits_per_byte"] == pytest.approx(
-        metrics(whole)[-1]["validation_bits_per_byte"], abs=1e-3
+    assert metrics(run_dir)[-1]["validation/bits_per_byte"] == pytest.approx(
+        metrics(whole)[-1]["validation/bits_per_byte"], abs=1e-3
     )
     assert weights(run_dir).keys() == weights(whole).keys()
 

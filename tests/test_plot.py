@@ -1,7 +1,7 @@
 """plot.py: what it draws of metrics files, and what it says of those that it cannot draw."""
 
 import json
-from math import exp, log, nan
+from math import exp, nan
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,11 @@ def curve(steps: int = 60, final: float = 2.0, **more) -> list[dict]:
     noise = np.random.default_rng(0).normal(0, 0.1, steps)
     lines = []
     for step in range(1, steps + 1):
-        nats = (final + (8 - final) * exp(-step / 10) + noise[step - 1]) * log(2)
-        line = {"step": step, "learning_rate": 1e-3 / step, "loss": nats, "cross_entropy": nats}
-        line |= {"gradient_norm": 1 + 5 / step, "bytes_per_second": 12_000} | more
+        bits = final + (8 - final) * exp(-step / 10) + noise[step - 1]
+        line = {"step": step, "train/learning_rate": 1e-3 / step, "train/loss": bits, "train/bits_per_byte": bits}
+        line |= {"train/gradient_norm": 1 + 5 / step, "speed/bytes_per_second": 12_000} | more
         if step % 20 == 0:
-            line["validation_bits_per_byte"] = final + 10 / step
+            line["validation/bits_per_byte"] = final + 10 / step
         lines.append(line)
     return lines
 
@@ -71,12 +71,12 @@ def test_the_loss_is_in_bits_and_every_run_has_one_colour_in_all_panels():
     figure = draw({"one": curve(), "other": curve(final=1.5)})
     axes = panels(figure)
     assert set(axes) == set(PANELS)
-    assert axes["gradient_norm"].get_yscale() == "log"
+    assert axes["train/gradient_norm"].get_yscale() == "log"
     assert all(axis.get_xlabel() == "step" and axis.get_ylabel() for axis in axes.values())
-    assert axes["cross_entropy"].get_ylabel() == "bits per byte"
+    assert axes["train/bits_per_byte"].get_ylabel() == "bits per byte"
 
-    thin, bold, thin_other, _, marks, _ = axes["cross_entropy"].get_lines()
-    bits = [line["cross_entropy"] / log(2) for line in curve()]
+    thin, bold, thin_other, _, marks, _ = axes["train/bits_per_byte"].get_lines()
+    bits = [line["train/bits_per_byte"] for line in curve()]
     np.testing.assert_allclose(thin.get_ydata(), bits)
     assert len(bold.get_ydata()) == 60
     assert list(marks.get_xdata()) == [20, 40, 60] and list(marks.get_ydata()) == [2.5, 2.25, 2 + 10 / 60]
@@ -89,9 +89,9 @@ def test_the_loss_is_in_bits_and_every_run_has_one_colour_in_all_panels():
 
 def test_the_legend_says_the_best_and_the_last_validation_score():
     lines = curve()
-    lines[-1]["validation_bits_per_byte"] = 2.75
+    lines[-1]["validation/bits_per_byte"] = 2.75
     assert labels(draw({"run": lines})) == ["run: validation best 2.2500, last 2.7500 bits per byte"]
-    unscored = [{k: v for k, v in line.items() if k != "validation_bits_per_byte"} for line in lines]
+    unscored = [{k: v for k, v in line.items() if k != "validation/bits_per_byte"} for line in lines]
     assert labels(draw({"_a $5$ run": unscored})) == [r"_a \$5\$ run"]
 
 
@@ -113,22 +113,27 @@ def test_a_name_takes_as_many_parents_as_tell_it_apart(tmp_path):
 
 def test_null_and_nan_are_left_out_and_a_cut_last_line_too(tmp_path):
     lines = curve(30)
-    lines[4] |= {"loss": None, "cross_entropy": None, "gradient_norm": None}
-    lines[9]["cross_entropy"] = nan
-    read = read_metrics(write(tmp_path / "run", lines, end='{"step": 31, "cross_ent') / "metrics.jsonl")
+    lines[4] |= {"train/loss": None, "train/bits_per_byte": None, "train/gradient_norm": None}
+    lines[9]["train/bits_per_byte"] = nan
+    read = read_metrics(write(tmp_path / "run", lines, end='{"step": 31, "train/bits') / "metrics.jsonl")
     assert [line["step"] for line in read] == list(range(1, 31))
-    x, y = series(read, "step", "cross_entropy")
+    x, y = series(read, "step", "train/bits_per_byte")
     assert list(x) == [step for step in range(1, 31) if step not in (5, 10)] and np.isfinite(y).all()
-    thin = panels(draw({"run": read}))["cross_entropy"].get_lines()[0]
+    thin = panels(draw({"run": read}))["train/bits_per_byte"].get_lines()[0]
     assert list(thin.get_xdata()) == list(x)
 
 
 def test_a_panel_that_no_run_has_figures_for_is_left_out():
-    lines = [{k: v for k, v in line.items() if k in ("step", "cross_entropy", "learning_rate")} for line in curve()]
-    assert set(panels(draw({"run": lines}))) == {"cross_entropy", "learning_rate"}
-    norms = panels(draw({"run": [{"step": step, "gradient_norm": 1.0 * (step > 1)} for step in (1, 2, 3)]}))
-    assert set(norms) == {"gradient_norm"} and norms["gradient_norm"].get_ylim()[0] > 0.01  # a 0 has no logarithm
-    assert set(panels(draw({"run": [{"step": 1, "validation_bits_per_byte": 3.0}]}))) == {"cross_entropy"}
+    lines = [
+        {k: v for k, v in line.items() if k in ("step", "train/bits_per_byte", "train/learning_rate")}
+        for line in curve()
+    ]
+    assert set(panels(draw({"run": lines}))) == {"train/bits_per_byte", "train/learning_rate"}
+    norms = panels(draw({"run": [{"step": step, "train/gradient_norm": 1.0 * (step > 1)} for step in (1, 2, 3)]}))
+    assert (
+        set(norms) == {"train/gradient_norm"} and norms["train/gradient_norm"].get_ylim()[0] > 0.01
+    )  # a 0 has no logarithm
+    assert set(panels(draw({"run": [{"step": 1, "validation/bits_per_byte": 3.0}]}))) == {"train/bits_per_byte"}
 
 
 def test_smoothing_keeps_length_and_range_and_takes_the_noise_off():
@@ -158,10 +163,10 @@ def test_neither_the_first_steps_nor_a_diverged_run_squash_the_rest():
 def test_time_and_bytes_can_be_the_axis():
     lines = [line | {"seconds": 10.0 * line["step"], "bytes": 2048 * line["step"]} for line in curve()]
     axes = panels(draw({"run": lines}, by="time"))
-    thin = axes["cross_entropy"].get_lines()[0]
-    assert axes["cross_entropy"].get_xlabel() == "training time (min)" and thin.get_xdata()[-1] == 10
+    thin = axes["train/bits_per_byte"].get_lines()[0]
+    assert axes["train/bits_per_byte"].get_xlabel() == "training time (min)" and thin.get_xdata()[-1] == 10
     axes = panels(draw({"run": lines}, by="bytes"))
-    thin, _, marks = axes["cross_entropy"].get_lines()
+    thin, _, marks = axes["train/bits_per_byte"].get_lines()
     assert thin.get_xdata()[-1] == 2048 * 60 and list(marks.get_xdata()) == [2048 * step for step in (20, 40, 60)]
 
 
@@ -175,7 +180,7 @@ def test_time_and_bytes_can_be_the_axis():
         (["RUN", "TMP/none"], ["run: got", "none", "allowed: a run directory or its metrics.jsonl"]),
         (["TMP/empty"], ["run: got", "no whole line", "allowed: a run of one step or more"]),
         (["TMP/broken"], ["run: got 'what?' in line 2 of", "allowed: JSON objects"]),
-        (["TMP/bare"], ["run: got no figure to draw in bare", "allowed: lines with cross_entropy"]),
+        (["TMP/bare"], ["run: got no figure to draw in bare", "allowed: lines with train/bits_per_byte"]),
         ([f"TMP/{number}" for number in range(9)], ["run: got 9 runs", "allowed: 1 to 8"]),
         ([], ["run"]),
     ],

@@ -173,7 +173,7 @@ def test_only_the_newest_and_the_best_checkpoints_stay(workplace, train):
     options += ("--train.warmup_steps=1000", "--train.learning_rate=400", "--train.keep_checkpoints=2")
     run_dir, done = train("worse", *options)
     assert done.returncode == 0, done.stderr
-    scores = {line["step"]: line["validation_bits_per_byte"] for line in metrics(run_dir) if line["step"] % 4 == 0}
+    scores = {line["step"]: line["validation/bits_per_byte"] for line in metrics(run_dir) if line["step"] % 4 == 0}
     best = min(scores, key=scores.get)
     assert best < 20
     assert [p.name for p in checkpoints(run_dir)] == [f"step-{n:08d}" for n in (best, 20, 24)]
@@ -223,6 +223,6 @@ class TestFailures:
         lines = metrics(run_dir)
         assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
         for line in lines[-3:]:
-            assert line["loss"] is None and len(line["offsets"]) == 4
+            assert line["train/loss"] is None and len(line["offsets"]) == 4
         assert all("offsets" not in line for line in lines[:-3])
         assert all(tensor.isfinite().all() for tensor in weights(run_dir).values())

@@ -28,8 +28,8 @@ def test_a_run_learns_and_leaves_everything_in_its_directory(whole):
     for last, line in zip([0, 3, 6, 9], metrics(whole)[2::3], strict=True):  # speed is that of the steps themselves
         steps = metrics(whole)[last : last + 3]
         longest = steps[-1]["seconds"] - (metrics(whole)[last - 1]["seconds"] if last else 0)
-        assert 3 * 128 / (longest + 0.002) < line["bytes_per_second"]
-    scores = [line["validation_bits_per_byte"] for line in metrics(whole) if "validation_bits_per_byte" in line]
+        assert 3 * 128 / (longest + 0.002) < line["speed/bytes_per_second"]
+    scores = [line["validation/bits_per_byte"] for line in metrics(whole) if "validation/bits_per_byte" in line]
     assert len(scores) == 2 and scores[1] < scores[0]
     assert [p.name for p in sorted((whole / "checkpoints").iterdir())] == [f"step-{n:08d}" for n in (0, 5, 10, 12)]
     assert "│" in (whole / "samples" / "step-00000012.txt").read_text()
@@ -42,7 +42,7 @@ def test_it_says_what_will_run_how_it_ended_and_what_to_type_next(whole):
     said = (whole / "said.txt").read_text()
     for expected in ("cpu, 1 process", "float32", "level 4x", "FLOPs to train on a byte", "valid 1,"):
         assert expected in said
-    best = min(line["validation_bits_per_byte"] for line in metrics(whole) if "validation_bits_per_byte" in line)
+    best = min(line["validation/bits_per_byte"] for line in metrics(whole) if "validation/bits_per_byte" in line)
     assert f"best        {best:.4f} bits per byte of the validation split, at step 12\n" in said
     assert "trained     12 of 12 steps, 1,536 bytes\n" in said and f"model       {whole / 'model'}\n" in said
     assert f"python generate.py {whole}" in said and f"python evaluate.py {whole}" in said

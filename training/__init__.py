@@ -12,6 +12,8 @@ __all__ = [
     "reading",
     "run_dir",
     "speed",
+    "step",
+    "stop_signal",
     "summary",
     "trackers",
 ]

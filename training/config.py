@@ -39,7 +39,9 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """peak learning rate, for both optimizers"""
     min_learning_rate: float = 1e-4
-    """learning rate at max_steps, where the cosine ends"""
+    """learning rate at max_steps, where the schedule ends"""
+    schedule: Literal["cosine", "linear"] = "cosine"
+    """how the learning rate falls from its peak to min_learning_rate: along half a cosine, or in a straight line"""
     warmup_steps: int = 100
     """steps of linear warm-up"""
     weight_decay: float = 0.1
@@ -74,6 +76,8 @@ class TrainConfig:
     """steps between two checkpoints"""
     keep_checkpoints: int = 2
     """number of latest checkpoints to keep; the one with the best validation is kept as well"""
+    trackers: tuple[str, ...] = ("wandb",)
+    """dashboards to log to: any of wandb and trackio; RUN_DIR/metrics.jsonl is written in any case"""
 
     def __post_init__(self):
         checks = {}
@@ -106,7 +110,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Logging to Weights & Biases. RUN_DIR/metrics.jsonl is written in any case."""
+    """Logging to Weights & Biases, if train.trackers names it."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
     """auto = online if there is an API key, else offline (upload later with `wandb sync`); disabled = no wandb"""
@@ -116,6 +120,18 @@ class WandbConfig:
     """name of the run; null = the name of the run directory"""
     log_model: bool = False
     """upload the best model to wandb as an artifact, with a version for each improvement"""
+
+
+@dataclass(frozen=True)
+class TrackioConfig:
+    """Logging to Trackio, if train.trackers names it."""
+
+    project: str = "hierarchical-bytes"
+    """Trackio project"""
+    name: str | None = None
+    """name of the run; null = the name of the run directory"""
+    space: str | None = None
+    """Space of the Hugging Face hub to log to, as user/name; null = log to this machine"""
 
 
 @dataclass(frozen=True)
@@ -130,6 +146,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
+    trackio: TrackioConfig = field(default_factory=TrackioConfig)
 
     def __post_init__(self):
         if self.model.num_tokens != 256:
@@ -145,11 +162,13 @@ class Config:
         """All settings, defaults included, as plain values that `--config` reads. `resume` is a flag, not a setting."""
         values = asdict(self) | {"model": self.model.to_dict()}
         values["train"]["betas"] = list(self.train.betas)
+        values["train"]["trackers"] = list(self.train.trackers)
         del values["resume"]
         return values
 
 
-SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig, "wandb": WandbConfig}
+SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+SECTIONS |= {"wandb": WandbConfig, "trackio": TrackioConfig}
 
 # While the value of the first is not known, the second, a setting or a whole section, cannot be judged.
 RESTS_ON = {

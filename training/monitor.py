@@ -1,83 +1,99 @@
-"""What a run watches in itself beside its losses: speed, memory, and the scales that tell of trouble to come."""
+"""What a run measures besides its losses: speed, memory, and magnitudes that announce trouble."""
 
 import resource
 import sys
-import time
-from collections.abc import Generator
-from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
-from training.parallel import whole
+from training.parallel import full_tensor
 from training.speed import matmul_peak
+from training.step import StepResult
 
 
-class Monitor:
-    """Figures of the steps since the last look at them.
+def watch_activations(model: nn.Module) -> dict[str, Tensor]:
+    """The root mean square of each level's last output in the latest training pass, by name, such as "activation/4x".
 
-    Args:
-        train_flops_per_byte: floating-point operations of a training step, a byte.
+    Forward hooks keep the dict up to date.
     """
+    activations: dict[str, Tensor] = {}
 
-    def __init__(self, accelerator: Accelerator, model: nn.Module, train_flops_per_byte: float):
-        self.accelerator, self.flops = accelerator, train_flops_per_byte
-        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision, torch.float32)
-        self.peak = matmul_peak(accelerator.device, precision) * accelerator.num_processes
-        self.scales: dict[str, torch.Tensor] = {}
-        for level, module in zip(model.config.levels, model.levels, strict=True):
-            *_, last = module.blocks.values()
-            last.register_forward_hook(self._scale_of(f"activation/{level.compression}x"))
-        self.steps, self.seconds = 0, {"step": 0.0, "data": 0.0}
-
-    def _scale_of(self, name: str):
-        def keep(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+    def hook_for(name: str):
+        def keep(module: nn.Module, inputs: tuple, output: Tensor) -> None:
             if module.training:
-                self.scales[name] = output.detach().float().square().mean().sqrt()
+                activations[name] = output.detach().float().square().mean().sqrt()
 
         return keep
 
-    @contextmanager
-    def clock(self, what: str) -> Generator[None]:
-        """Time spent inside is that of a "step", or, within one, of its "data"."""
-        begun = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - begun
-        self.steps += what == "step"
+    for level, module in zip(model.config.levels, model.levels, strict=True):
+        *_, last_block = module.blocks.values()
+        last_block.register_forward_hook(hook_for(f"activation/{level.compression}x"))
+    return activations
 
-    def figures(self, bytes_per_step: int) -> dict[str, float]:
-        """Of the steps since the last call: speed, its share of the peak, waiting for data, and peak memory."""
-        seconds, waited = self.seconds["step"], self.seconds["data"]
-        speed = self.steps * bytes_per_step / seconds
-        figures = {
-            "bytes_per_second": round(speed),
-            "mfu": round(speed * self.flops / self.peak, 4),
-            "data_wait": round(waited / seconds, 5),
-            "peak_memory_gib": round(peak_memory(self.accelerator.device) / 2**30, 3),
+
+class SpeedMeter:
+    """Speed over the steps since it was last read.
+
+    Args:
+        bytes_per_step: of all processes together.
+        flops_per_byte: floating-point operations of a training step, a byte.
+    """
+
+    def __init__(self, accelerator: Accelerator, bytes_per_step: int, flops_per_byte: float):
+        self.accelerator, self.bytes_per_step, self.flops_per_byte = accelerator, bytes_per_step, flops_per_byte
+        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+        dtype = dtypes.get(accelerator.mixed_precision, torch.float32)
+        self.peak_flops = matmul_peak(accelerator.device, dtype) * accelerator.num_processes
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all steps so far."""
+        self.steps = 0
+        self.seconds = 0.0
+        self.data_seconds = 0.0
+
+    def add(self, result: StepResult) -> None:
+        """Count a step."""
+        self.steps += 1
+        self.seconds += result.seconds
+        self.data_seconds += result.data_seconds
+
+    def read(self) -> dict[str, float]:
+        """Bytes a second, their share of the machine's peak (MFU), the share of time spent waiting for data, and the
+        peak memory, by their keys in metrics.jsonl; then start over."""
+        bytes_per_second = self.steps * self.bytes_per_step / self.seconds
+        metrics = {
+            "speed/bytes_per_second": round(bytes_per_second),
+            "speed/mfu": round(bytes_per_second * self.flops_per_byte / self.peak_flops, 4),
+            "speed/data_wait": round(self.data_seconds / self.seconds, 5),
+            "speed/peak_memory_gib": round(peak_memory(self.accelerator.device) / 2**30, 3),
         }
-        self.steps, self.seconds = 0, dict.fromkeys(self.seconds, 0.0)
-        return figures
+        self.reset()
+        return metrics
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that were in use on a GPU, elsewhere by this process."""
+    """The most bytes in use at once: by tensors on a GPU, elsewhere by this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else 1024 * used
 
 
-class Updates:
-    """How far the optimizer moves the weights: the norm of a step's change over the norm of what it changed."""
+class UpdateRatio:
+    """How far the optimizer moves the weights: the norm of a step's change over the norm of the weights before it.
+
+    Create it before the step, and `read` it afterwards.
+    """
 
     def __init__(self, model: nn.Module):
         self.parameters = list(model.parameters())
         self.before = [p.detach().clone() for p in self.parameters]
 
-    def ratio(self) -> float:
-        """Of the step since this object was made."""
-        moved = torch._foreach_sub([p.detach() for p in self.parameters], self.before)
-        norms = [torch.nn.utils.get_total_norm(tensors) for tensors in (moved, self.before)]
-        change, before = map(whole, norms)
-        return (change / before).item()
+    def read(self) -> float:
+        after = [p.detach() for p in self.parameters]
+        change = torch._foreach_sub(after, self.before)
+        change_norm = full_tensor(torch.nn.utils.get_total_norm(change))
+        weight_norm = full_tensor(torch.nn.utils.get_total_norm(self.before))
+        return (change_norm / weight_norm).item()

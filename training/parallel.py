@@ -119,6 +119,6 @@ def forward_in_training(module: nn.Module, compiled: Callable, plain: Callable, 
     return (compiled if module.training else plain)(*args)
 
 
-def whole(t: torch.Tensor) -> torch.Tensor:
-    """A tensor, put together if it is spread over processes, all of which must ask for it."""
+def full_tensor(t: torch.Tensor) -> torch.Tensor:
+    """A tensor, gathered if it is sharded over processes, all of which must call this."""
     return getattr(t, "full_tensor", lambda: t)()

@@ -1,8 +1,5 @@
 """A run directory belongs to one run; a run that is told to stop leaves in good order."""
 
-import os
-import signal
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,23 +73,3 @@ def run_errors(run_dir: Path) -> Generator[None]:
         last = newest_whole_checkpoint(run_dir)
         resume = f"; {last} is whole: go on with --run_dir {run_dir} --resume" if last else ""
         fail(f"{error}{resume}", code=1)
-
-
-class StopSignal:
-    """SIGINT (Ctrl-C) and SIGTERM ask a run to save and leave after the step it is in; a second one leaves at once."""
-
-    def __init__(self):
-        self.number = 0  # of the signal that came
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number, frame):
-        if self.number:
-            os._exit(128 + number)
-        self.number = number
-        print(f"\n{signal.Signals(number).name}: saving after this step; once more leaves at once", file=sys.stderr)
-
-    def leave(self) -> None:
-        """Exit as a shell expects of a program that a signal ended; does nothing if none came."""
-        if self.number:
-            sys.exit(128 + self.number)

@@ -41,8 +41,8 @@ def conclude(config: Config, state: RunState, bytes_per_step: int, dashboard: st
     run_dir, place = config.folder, shlex.quote(str(config.folder))
     step, trained = state.step, state.step * bytes_per_step
     with (run_dir / "metrics.jsonl").open(encoding="utf-8") as file:
-        validated = [json.loads(line) for line in file if "validation_bits_per_byte" in line]
-    scores = {line["step"]: line["validation_bits_per_byte"] or inf for line in validated}  # null was not finite
+        validated = [json.loads(line) for line in file if "validation/bits_per_byte" in line]
+    scores = {line["step"]: line["validation/bits_per_byte"] or inf for line in validated}  # null was not finite
     if scores:
         best = min(scores, key=lambda step: scores[step])
         score = coloured(f"{scores[best]:.4f} bits per byte", 32, sys.stdout)

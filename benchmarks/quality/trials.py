@@ -18,14 +18,15 @@ import torch
 from torch import nn
 
 from benchmarks import contenders
-from benchmarks.contenders import Contender, take_step
+from benchmarks.contenders import Contender, build_trainer
 from benchmarks.quality.causality import check_causality
-from data import DataConfig, batch, open_corpus, scoring_windows
+from data import DataConfig, open_corpus, scoring_windows
 from evaluation.bits_per_byte import FIRST_BYTE, bits_per_byte, window_nats
 from model.generation.load import best_device
 from training.config import TrainConfig
-from training.optimizer import build_optimizer, learning_rate, set_learning_rate
+from training.optimizer import build_optimizer
 from training.speed import keep_freed_memory
+from training.step import train_step
 from utils.files import replace
 
 POINTS, POINT_BYTES = 10, 1 << 15  # of a final trial's curve, evenly spread: the beginning of the validation split
@@ -66,9 +67,11 @@ class Trial:
         return key_of(asdict(self))
 
     def schedule(self) -> TrainConfig:
-        """Warm-up over a tenth of the steps, 100 at the most, then a cosine to 5 % of the rate."""
+        """Warm-up over a tenth of the steps, 100 at most, then a cosine to 5 % of the rate."""
         return TrainConfig(
             max_steps=self.steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
             learning_rate=self.learning_rate,
             min_learning_rate=0.05 * self.learning_rate,
             warmup_steps=min(100, self.steps // 10),
@@ -99,6 +102,7 @@ def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
     assert contender is not None  # what is not installed is not raced
     contender.to(device)
     optimizer = build_optimizer(contender.model, config)
+    trainer = build_trainer(contender, optimizer, config, corpus["train"], seq_len, trial.precision == "bf16")
     state: dict = {"step": 0, "curve": [], "scored": (0, FIRST_BYTE), "seconds": 0.0}
     if path.exists():
         state |= torch.load(path, map_location=device)
@@ -119,13 +123,10 @@ def run_trial(name: str, trial: Trial, data: DataConfig, path: Path) -> dict:
 
     points, validation = (POINTS, POINT_BYTES) if trial.final else (1, END_BYTES)
     validated = {-(-point * trial.steps // points) for point in range(1, points + 1)}
-    which: dict = {"seed": trial.seed, "global_batch_size": trial.batch_size}
     while state["step"] < trial.steps:
         step = state["step"]
         torch.manual_seed((trial.seed << 32) + step)  # dropout depends on the step alone, as the batch does
-        set_learning_rate(optimizer, learning_rate(step, config))
-        ids = batch(corpus["train"], seq_len, step=step, **which).to(device)
-        take_step(contender, optimizer, ids, trial.precision == "bf16")
+        train_step(trainer, step)
         state["step"] = step + 1
         if step + 1 in validated:
             bits = score(contender, corpus["valid"][:validation], seq_len)

@@ -46,8 +46,8 @@ def test_a_gpu_learns_what_a_cpu_does(run, exact):
     assert "device      cpu" in done.stdout
     np.testing.assert_allclose(losses(exact), losses(cpu), atol=1e-3)
     one, other = metrics(exact)[-1], metrics(cpu)[-1]
-    assert one["validation_bits_per_byte"] == pytest.approx(other["validation_bits_per_byte"], abs=1e-2)
-    assert one["peak_memory_gib"] > 0 and one["mfu"] > 0
+    assert one["validation/bits_per_byte"] == pytest.approx(other["validation/bits_per_byte"], abs=1e-2)
+    assert one["speed/peak_memory_gib"] > 0 and one["speed/mfu"] > 0
 
 
 @pytest.mark.parametrize(

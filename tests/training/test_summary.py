@@ -24,7 +24,7 @@ def table(run_dir: Path, lines: list[dict], state: RunState, capsys, max_steps: 
 def test_it_names_the_best_score_and_its_step_not_the_last(tmp_path, capsys):
     (tmp_path / "a run" / "model").mkdir(parents=True)
     scores = {10: 3.5, 20: 1.23456, 30: 2.0, 40: None}  # a score that is not finite is null in the file
-    lines = [{"step": n} | ({"validation_bits_per_byte": scores[n]} if n in scores else {}) for n in range(1, 51)]
+    lines = [{"step": n} | ({"validation/bits_per_byte": scores[n]} if n in scores else {}) for n in range(1, 51)]
     said = table(tmp_path / "a run", lines, RunState(step=50, seconds=3661.6), capsys)
     assert said["best"] == "1.2346 bits per byte of the validation split, at step 20"
     assert said["trained"] == "50 of 1,000 steps, 102,400 bytes"
@@ -41,7 +41,7 @@ def test_a_run_without_a_validation_has_no_score_and_no_model(tmp_path, capsys):
 
 
 def test_a_whole_run_has_nothing_to_go_on_with(tmp_path, capsys):
-    lines = [{"step": 1, "validation_bits_per_byte": 2.0}]
+    lines = [{"step": 1, "validation/bits_per_byte": 2.0}]
     assert list(table(tmp_path, lines, RunState(step=1, seconds=1.0), capsys, 1)) == ["best", "trained", "time"]
 
 

@@ -57,13 +57,25 @@ def test_an_offline_run_holds_all_that_a_dashboard_shows(watched, train):
     assert f"dashboard   wandb sync {file.parent}\n" in done.stdout
     assert "Run summary" not in done.stdout + done.stderr
 
-    rows = [row for row in history(run_dir) if "loss" in row]
+    rows = [row for row in history(run_dir) if "train/loss" in row]
     assert [row["_step"] for row in rows] == list(range(1, 9))
     for row, line in zip(rows, metrics(run_dir), strict=True):
         assert {key: row[key] for key in line if key != "step"} == {k: v for k, v in line.items() if k != "step"}
-    for key in ("next_latent/1x", "next_latent/4x", "activation/4x", "gradient_norm", "learning_rate"):
+    for key in (
+        "levels/next_latent/1x",
+        "levels/next_latent/4x",
+        "levels/activation/4x",
+        "train/gradient_norm",
+        "train/learning_rate",
+    ):
         assert key in rows[-1]
-    for key in ("update_ratio", "bytes_per_second", "mfu", "peak_memory_gib", "data_wait"):
+    for key in (
+        "train/update_ratio",
+        "speed/bytes_per_second",
+        "speed/mfu",
+        "speed/peak_memory_gib",
+        "speed/data_wait",
+    ):
         assert key in rows[5]  # step 6, a multiple of log_every
 
     tables = sorted((file.parent / "files" / "media" / "table").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
@@ -84,7 +96,7 @@ def test_a_resume_goes_on_with_the_same_dashboard(watched, train):
     assert done.returncode == 0, done.stderr
     assert len({p.name.rsplit("-", 1)[1] for p in (watched / "wandb").glob("offline-run-*")}) == 1
     assert len(losses(watched)) == 10
-    assert [row["_step"] for row in history(watched) if "loss" in row] == list(range(1, 11))
+    assert [row["_step"] for row in history(watched) if "train/loss" in row] == list(range(1, 11))
 
 
 def test_a_run_that_is_killed_at_once_goes_on_with_the_same_dashboard(workplace, train):
