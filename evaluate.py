@@ -1,21 +1,23 @@
-"""Bits per byte of a trained model over a whole split: `python evaluate.py RUN_DIR --split test`.
+"""Measure bits per byte of a trained model on a whole split: `python evaluate.py RUN_DIR --split test`.
 
-Every byte counts once. The text is read in windows of `--context` bytes that advance by `--stride` bytes, and each
-window scores only the bytes that no window before it has scored: all but the first one's have at least the overlap,
-context - stride bytes, before them. The text's first byte, which has none, counts 8 bits. The last line is JSON.
+Every byte is scored exactly once. The text is read in windows of `--context` bytes that advance by `--stride` bytes.
+Each window scores only the bytes that no earlier window has scored, so all of them except those of the first window
+have at least context - stride bytes of context. The first byte has no context and counts 8 bits. The last line of the
+output is JSON.
 
-`accelerate launch --num_processes N evaluate.py …` shares the windows among processes. With `--verify` the same bytes
-are also coded, by an entropy coder that the model drives, and decoded again from what came out.
+`accelerate launch --num_processes N evaluate.py …` divides the windows among processes. With `--verify` the same bytes
+are also compressed with an entropy coder that the model drives, and decompressed again.
 """
 
 import hashlib
 import json
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
-import yaml
 from jsonargparse.typing import PositiveInt
 
 from data import DataConfig, open_corpus, scoring_windows
@@ -24,46 +26,76 @@ from evaluation.entropy_coding import decode, encode
 from model import HierarchicalTransformer
 from model.generation.load import load_model
 from model.generation.prepare import prepare_for_generation
-from training.command_line import Parser, user_errors
+from training.command_line import parse_as, user_errors
 from training.config import Config, TrainConfig, WandbConfig
 from training.parallel import build_accelerator
+from training.reading import load_settings
+from utils.errors import Mistake, UserError, reading_errors
+
+VERIFIED_BYTES = 100_000  # scored by --verify if there is no --limit, since decoding takes one forward pass per byte
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line."""
+
+    run_dir: str
+    """a run directory"""
+    split: Literal["train", "valid", "test"] | None = None
+    """the split to score; test if left out"""
+    file: str | None = None
+    """a file to score instead of a split"""
+    limit: PositiveInt | None = None
+    """score only this many bytes from the beginning; if left out all, or 100,000 with --verify"""
+    context: PositiveInt | None = None
+    """bytes in a window; the model's seq_len if left out"""
+    stride: PositiveInt | None = None
+    """bytes that a window advances; half of the context if left out"""
+    batch_size: PositiveInt = 16
+    """windows in a batch"""
+    verify: bool = False
+    """compress the bytes with the model and decompress them again"""
+    device: str | None = None
+    """cpu, cuda or mps; the best that this machine has if left out"""
+
+    def __post_init__(self):
+        if self.split is not None and self.file is not None:
+            raise UserError("pass either --split or --file")
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text to score."""
+
+    data: np.ndarray
+    """(n) uint8"""
+    source: dict[str, str]
+    """where it comes from, as part of the result"""
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="evaluate.py", description=__doc__)
-    parser.add_argument("run_dir", type=str, help="a run directory")
-    text = parser.add_mutually_exclusive_group()
-    text.add_argument("--split", choices=["train", "valid", "test"], default="test", help="what to score")
-    text.add_argument("--file", type=str, help="a file to score instead, as it is")
-    parser.add_argument("--limit", type=PositiveInt, help="score this many bytes; 100,000 with --verify, else all")
-    parser.add_argument("--context", type=PositiveInt, help="bytes of a window; the model's seq_len when left out")
-    parser.add_argument("--stride", type=PositiveInt, help="new bytes of a window; half of it when left out")
-    parser.add_argument("--batch-size", type=PositiveInt, default=16, help="windows at once")
-    parser.add_argument("--verify", action="store_true", help="code the bytes and decode them again")
-    parser.add_argument("--device", type=str, help="cpu, cuda or mps; the best there is when left out")
-    args = parser.parse_args(argv)
+    args = parse_as(Arguments, argv, "evaluate.py", __doc__)
 
     with user_errors():
         float32 = Config(train=TrainConfig(mixed_precision="no"), wandb=WandbConfig(mode="disabled"))
         accelerator = build_accelerator(float32)
         if args.verify and accelerator.num_processes > 1:
-            raise ValueError(f"verify: got {accelerator.num_processes} processes, allowed: 1")
+            raise UserError("--verify needs a single process")
         model = load_model(Path(args.run_dir), args.device or str(accelerator.device))
-        with accelerator.main_process_first():
-            data, source = read(args)
-        data = data[: args.limit or (100_000 if args.verify else None)]
-        if len(data) < 2:
-            raise ValueError(f"{next(iter(source))}: got {len(data)} bytes, allowed: at least 2")
+        with accelerator.main_process_first():  # it unpacks the corpus, the others then find it unpacked
+            text = read_text(args)
+        data = text.data
         context = args.context or model.config.seq_len
         stride = args.stride or max(1, context // 2)
         windows = scoring_windows(len(data), context, stride)
 
-    begun, length = time.monotonic(), min(context, len(data) - 1)
-    nats = FIRST_BYTE + total_nats(accelerator, model, data, windows, length, args.batch_size, show=True)
+    started = time.monotonic()
+    window_length = min(context, len(data) - 1)
+    nats = total_nats(accelerator, model, data, windows, window_length, args.batch_size, show=True)
     result = {
-        "bits_per_byte": round(bits_per_byte(nats, len(data)), 10),
+        "bits_per_byte": round(bits_per_byte(FIRST_BYTE + nats, len(data)), 10),
         "bytes": len(data),
-        **source,
+        **text.source,
         "sha256": hashlib.sha256(data.data).hexdigest(),
         "seq_len": model.config.seq_len,
         "context": context,
@@ -74,39 +106,70 @@ def main(argv: list[str] | None = None) -> None:
     }
     if args.verify:
         result |= verify(model, data)
-    result["seconds"] = round(time.monotonic() - begun, 1)
+    result["seconds"] = round(time.monotonic() - started, 1)
     accelerator.print(json.dumps(result))
     accelerator.end_training()
-    if not result.get("verified", True):
+
+    if args.verify and not result["verified"]:
         sys.exit(1)
 
 
-def read(args) -> tuple[np.ndarray, dict[str, str]]:
-    """Bytes (n), uint8, of the file or the split that was asked for, and where they are from."""
+def read_text(args: Arguments) -> Text:
+    """Read the file or the split that the arguments name, up to their limit.
+
+    Raises:
+        UserError: if it cannot be read or has fewer than two bytes.
+    """
     if args.file is not None:
-        return np.fromfile(args.file, dtype=np.uint8), {"file": args.file}
-    settings = yaml.safe_load((Path(args.run_dir) / "config.yaml").read_text())
-    corpus = open_corpus(DataConfig(**settings["data"]))
-    return corpus[args.split], {"split": args.split, "corpus": corpus.name}
+        with reading_errors("file", args.file):
+            data = np.fromfile(args.file, dtype=np.uint8)
+        source = {"file": args.file}
+    else:
+        split = args.split or "test"
+        corpus = open_corpus(load_data_config(Path(args.run_dir)))
+        data = corpus[split]
+        source = {"split": split, "corpus": corpus.name}
+
+    limit = args.limit
+    if limit is None and args.verify:
+        limit = VERIFIED_BYTES
+    data = data[:limit]
+    if len(data) < 2:
+        flag = "split" if args.file is None else "file"
+        raise UserError(Mistake(flag, f"{len(data)} bytes", "at least 2"))
+    return Text(data, source)
+
+
+def load_data_config(run_dir: Path) -> DataConfig:
+    """The corpus that a run was trained on.
+
+    Raises:
+        UserError: if the run directory has no readable config.yaml.
+    """
+    path = run_dir / "config.yaml"
+    settings = load_settings(path, "run_dir")
+    if not isinstance(settings.get("data"), dict):
+        raise UserError(f"run_dir: {path} has no section data, which names the corpus")
+    return DataConfig(**settings["data"])
 
 
 def verify(model: HierarchicalTransformer, data: np.ndarray) -> dict:
-    """Code bytes (n), decode them from the words alone, and say how many bits a byte took beside those predicted.
+    """Compress bytes (n) with the model, decompress them from the compressed words alone, and compare.
 
-    The coder reads the text in streams, each of which begins without context: what it predicts differs a little from
-    the score by windows.
+    Returns whether they are the same, how many bits a byte took, and how many the model predicted. The coder cuts the
+    text into streams, each of which starts without context, so both numbers differ a little from the score by windows.
     """
     prepare_for_generation(model)
-    words, bits = encode(model, data)
+    words, predicted_bits = encode(model, data)
     try:
-        verified = np.array_equal(decode(model, words, len(data)), data)
-    except ValueError:
-        verified = False
+        decoded = decode(model, words, len(data))
+    except ValueError:  # the words do not fit the model's predictions
+        decoded = None
     return {
-        "verified": verified,
+        "verified": decoded is not None and np.array_equal(decoded, data),
         "coded_bytes": words.nbytes,
         "coded_bits_per_byte": round(8 * words.nbytes / len(data), 5),
-        "predicted_bits_per_byte": round(bits / len(data), 5),
+        "predicted_bits_per_byte": round(predicted_bits / len(data), 5),
     }
 
 

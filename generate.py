@@ -1,82 +1,129 @@
-"""Text from a trained model: `python generate.py RUN_DIR --prompt "The " --length 512`.
+"""Continue a text with a trained model: `python generate.py RUN_DIR --prompt "The " --length 512`.
 
-The same seed gives the same bytes. One sample is written as it comes, several one after another. With `--score FILE` it
-writes no text, but what each byte of a text costs the model: as lines, or with `--heatmap` as a page for a browser.
+The same seed gives the same bytes. A single sample is printed while it is generated, several are printed at the end.
+With `--score FILE` nothing is generated: the program prints how many bits each byte of the file costs the model, or
+writes a page for the browser with `--heatmap`.
 """
 
 import codecs
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch import Tensor
 
 from data.text import show, to_ids, to_text
 from evaluation.heatmap import byte_bits, write_heatmap
 from model import HierarchicalTransformer
 from model.generation.load import best_device, load_model
 from model.generation.prepare import prepare_for_generation
-from training.command_line import Parser, fail, user_errors
+from model.generation.sampling import row_generators
+from training.command_line import parse_as, user_errors
+from utils.errors import Mistake, UserError, reading_errors
 
-SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+@dataclass(frozen=True)
+class Arguments:
+    """The command line."""
+
+    run_dir: str
+    """a run directory"""
+    prompt: str | None = None
+    """the text to continue, at least one byte"""
+    length: NonNegativeInt = 512
+    """number of bytes to generate"""
+    temperature: float = 1.0
+    """above 1 more varied, below 1 more likely text; 0 = always the most likely byte"""
+    top_k: int | None = None
+    """sample from only this many most likely bytes"""
+    top_p: float | None = None
+    """sample from only the most likely bytes whose probabilities sum to this"""
+    min_p: float | None = None
+    """sample from only bytes whose probability is at least this share of the highest"""
+    repetition_penalty: float = 1.0
+    """above 1 = bytes that are already in the text become less likely"""
+    stop: str = ""
+    """ASCII characters, each of which ends a sample, such as a newline"""
+    seed: NonNegativeInt = 0
+    """seed of the sampling"""
+    num_samples: PositiveInt = 1
+    """number of samples for the prompt"""
+    compile: bool = False
+    """on a CPU: compile the model first, which takes seconds, then generate faster; for long texts"""
+    no_cache: bool = False
+    """compute the whole text again for every byte"""
+    score: str | None = None
+    """a file: print how many bits each of its bytes costs instead of generating"""
+    heatmap: str | None = None
+    """with --score: write this HTML page instead of printing"""
+    json: bool = False
+    """print one JSON object per line"""
+    device: str | None = None
+    """cpu, cuda or mps; the best that this machine has if left out"""
+
+    def __post_init__(self):
+        mistakes = []
+        if (self.prompt is None) == (self.score is None):
+            mistakes.append("pass either --prompt or --score")
+        if self.heatmap is not None and self.score is None:
+            mistakes.append("--heatmap needs --score FILE")
+        for character in self.stop:
+            if not character.isascii():
+                count = {2: "two", 3: "three", 4: "four"}[len(character.encode())]
+                mistakes.append(f"--stop takes ASCII characters only: {character} is {count} bytes")
+        if mistakes:
+            raise UserError(*mistakes)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="generate.py", description=__doc__)
-    parser.add_argument("run_dir", type=str, help="a run directory")
-    parser.add_argument("--prompt", type=str | None, help="text to continue, at least one byte")
-    parser.add_argument("--length", type=NonNegativeInt, default=512, help="bytes to add")
-    parser.add_argument("--temperature", type=float, default=1.0, help="0 = always the likeliest byte")
-    parser.add_argument("--top-k", type=int | None, help="draw from this many likeliest bytes")
-    parser.add_argument("--top-p", type=float | None, help="draw from the likeliest bytes that sum to this")
-    parser.add_argument("--min-p", type=float | None, help="draw from bytes this likely beside the likeliest")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0, help="against bytes seen before")
-    parser.add_argument("--stop", type=str | None, help="ASCII characters that end a sample, such as a newline")
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of the draw")
-    parser.add_argument("--num-samples", type=PositiveInt, default=1, help="samples of the same prompt")
-    parser.add_argument("--compile", action="store_true", help="on a CPU: seconds first, then faster, for long texts")
-    parser.add_argument("--no-cache", action="store_true", help="compute everything again for every byte")
-    parser.add_argument("--score", type=str | None, help="a file: print what each of its bytes costs, in bits")
-    parser.add_argument("--heatmap", type=str | None, help="with --score: write this page.html instead")
-    parser.add_argument("--json", action="store_true", help="print JSON, an object a line")
-    parser.add_argument("--device", type=str, default=best_device(), help="cpu, cuda or mps")
-    args = parser.parse_args(argv)
-
-    if (args.prompt is None) == (args.score is None):
-        fail("prompt: got neither or both of --prompt and --score, allowed: one of them")
-    if args.heatmap is not None and args.score is None:
-        fail(f"heatmap: got {args.heatmap} without --score, allowed: with the --score FILE that it shows")
-    if not (args.stop or "").isascii():
-        fail(f"stop: got {args.stop}, allowed: ASCII characters, which are a byte each")
+    args = parse_as(Arguments, argv, "generate.py", __doc__)
     with user_errors():
-        model = load_model(Path(args.run_dir), args.device)
+        model = load_model(Path(args.run_dir), args.device or best_device())
         if args.score is not None:
-            return score(model, args)
-        prepare_for_generation(model, args.compile)
-        stop = (args.stop or "").encode()
-        prompt = to_ids(args.prompt).expand(args.num_samples, -1).to(args.device)
-        tokens = model.stream(
-            prompt,
-            args.length,
-            use_cache=not args.no_cache,
-            generator=torch.Generator().manual_seed(args.seed),
-            stop=tuple(stop),
-            **{name: getattr(args, name) for name in SAMPLING},
-        )
-        if args.num_samples == 1 and not args.json:
-            return write_as_it_comes(args.prompt, tokens)
-        new = list(tokens)
-    for row in torch.stack(new, dim=1) if new else prompt[:, :0]:
-        row = row[: next((i + 1 for i, byte in enumerate(row.tolist()) if byte in stop), len(row))]
-        text = to_text(row)
-        line = {"prompt": args.prompt, "text": text, "bytes": row.tolist(), "seed": args.seed}
-        print(json.dumps(line) if args.json else args.prompt + text)
+            score_file(model, Path(args.score), args)
+        elif args.prompt is not None:
+            continue_prompt(model, args.prompt, args)
 
 
-def write_as_it_comes(prompt: str, tokens) -> None:
-    """Each character as soon as its last byte is there."""
+def continue_prompt(model: HierarchicalTransformer, prompt: str, args: Arguments) -> None:
+    """Generate the samples and print them."""
+    prepare_for_generation(model, args.compile)
+    device = next(model.parameters()).device
+    stop_bytes = args.stop.encode()
+    tokens = model.stream(
+        to_ids(prompt).to(device),
+        args.length,
+        num_samples=args.num_samples,
+        use_cache=not args.no_cache,
+        generator=row_generators(args.seed, args.num_samples),
+        temperature=args.temperature,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
+        repetition_penalty=args.repetition_penalty,
+        stop=tuple(stop_bytes),
+    )
+    if args.num_samples == 1 and not args.json:
+        print_as_generated(prompt, tokens)
+        return
+
+    columns = [token.tolist() for token in tokens]  # a list per byte, with the byte of each sample
+    for i in range(args.num_samples):
+        sample = until_stop([column[i] for column in columns], stop_bytes)
+        text = to_text(torch.tensor(sample))
+        if args.json:
+            print(json.dumps({"prompt": prompt, "text": text, "bytes": sample, "seed": args.seed}))
+        else:
+            print(prompt + text)
+
+
+def print_as_generated(prompt: str, tokens: Iterator[Tensor]) -> None:
+    """Print the prompt, then each character of a sample as soon as its last byte is generated."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     sys.stdout.write(prompt)
     for token in tokens:
@@ -85,18 +132,34 @@ def write_as_it_comes(prompt: str, tokens) -> None:
     print(show(decoder.decode(b"", final=True)))
 
 
-def score(model: HierarchicalTransformer, args) -> None:
-    """Print what each byte of a file costs in bits, or write the page that shows it, and then their mean."""
-    if not Path(args.score).is_file():
-        raise ValueError(f"score: got {args.score}, which is no file, allowed: a file to score")
-    text = np.fromfile(args.score, dtype=np.uint8)
+def until_stop(sample: list[int], stop_bytes: bytes) -> list[int]:
+    """A sample up to and including its first stop byte."""
+    for i, byte in enumerate(sample):
+        if byte in stop_bytes:
+            return sample[: i + 1]
+    return sample
+
+
+def score_file(model: HierarchicalTransformer, path: Path, args: Arguments) -> None:
+    """Print how many bits each byte of a file costs, and the mean, or write a page that shows them.
+
+    Raises:
+        UserError: if the file cannot be read, or has fewer than two bytes.
+    """
+    with reading_errors("score", path):
+        text = np.fromfile(path, dtype=np.uint8)
     if args.heatmap is not None:
-        print(json.dumps(write_heatmap(Path(args.heatmap), model, text, Path(args.run_dir), Path(args.score))))
+        print(json.dumps(write_heatmap(Path(args.heatmap), model, text, Path(args.run_dir), path)))
         return
+
+    if len(text) < 2:
+        raise UserError(Mistake("score", f"{len(text)} bytes", "at least 2"))
     bits = byte_bits(model, text)
     for byte, cost in zip(text.tolist(), bits.tolist(), strict=True):
-        line = {"byte": byte, "bits": round(cost, 4)}
-        print(json.dumps(line) if args.json else f"{byte:3d} {chr(byte)!r:7} {cost:8.4f}")
+        if args.json:
+            print(json.dumps({"byte": byte, "bits": round(cost, 4)}))
+        else:
+            print(f"{byte:3d} {chr(byte)!r:7} {cost:8.4f}")
     print(json.dumps({"bits_per_byte": round(bits.mean(), 5), "bytes": len(text)}))
 
 

@@ -1,4 +1,4 @@
-"""evaluate.py as its users run it: on several processes, on a file, with a coder, and wrongly."""
+"""evaluate.py as users run it: on several processes, on a file, with --verify, and with mistakes."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from evaluate import main
 from tests.runs import LAUNCH_TWO
 
 
-def test_two_processes_give_the_figure_of_one(whole, command):
+def test_two_processes_give_the_score_of_one(whole, command):
     results = []
     for how in ({}, {"launcher": LAUNCH_TWO, "ACCELERATE_USE_CPU": "true"}):
         done = command("evaluate.py", whole, "--context", "64", "--stride", "24", "--batch-size", "5", **how)
@@ -38,7 +38,7 @@ def test_verify_codes_a_file_and_writes_nothing(whole, command, tmp_path):
     assert result["sha256"] == hashlib.sha256(text[:1200]).hexdigest()
     assert result["coded_bits_per_byte"] == round(8 * result["coded_bytes"] / 1200, 5)
     assert 8 * result["coded_bytes"] == pytest.approx(1200 * result["predicted_bits_per_byte"], rel=0.005, abs=64)
-    assert result["bits_per_byte"] == pytest.approx(result["coded_bits_per_byte"], rel=0.25)  # streams begin anew
+    assert result["bits_per_byte"] == pytest.approx(result["coded_bits_per_byte"], rel=0.25)  # streams have no context
     assert sorted(whole.rglob("*")) == before and list(tmp_path.iterdir()) == [tmp_path / "text"]
 
 
@@ -47,12 +47,13 @@ def test_verify_codes_a_file_and_writes_nothing(whole, command, tmp_path):
     [
         (["--file", "nowhere.txt"], "nowhere.txt"),
         (["--file", "EMPTY"], "file: got 0 bytes, allowed: at least 2"),
-        (["--split", "valid", "--file", "EMPTY"], "--file: not allowed with argument --split"),
+        (["--split", "valid", "--file", "EMPTY"], "pass either --split or --file"),
         (["--split", "valid", "--limit", "1"], "split: got 1 bytes, allowed: at least 2"),
         (["--limit", "0"], "limit"),
         (["--context", "-1"], "context"),
         (["--context", "64", "--stride", "65"], "stride: got 65, allowed: 1 to"),
         (["--device", "abacus"], "device: got abacus"),
+        (["--file", "."], ". cannot be read (Is a directory)"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )
@@ -66,6 +67,6 @@ def test_a_mistake_is_one_line(whole, tmp_path, capsys, arguments, message):
     finally:
         torch.set_num_threads(threads)
         AcceleratorState._reset_state(reset_partial_state=True)
-    said = capsys.readouterr()
-    assert stopped.value.code == 2 and not said.out
-    assert len(said.err.splitlines()) == 1 and said.err.startswith("error: ") and message in said.err
+    output = capsys.readouterr()
+    assert stopped.value.code == 2 and not output.out
+    assert len(output.err.splitlines()) == 1 and output.err.startswith("error: ") and message in output.err

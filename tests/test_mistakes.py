@@ -1,4 +1,4 @@
-"""Mistakes that users make on a command line or in a config: a line for each, exit code 2, no traceback."""
+"""Mistakes on a command line or in a config file: one line each, exit code 2, no traceback."""
 
 import subprocess
 
@@ -14,7 +14,7 @@ from tests.runs import LAUNCH
 from training.config import load_config
 
 CONFIG = ["--config", str(ROOT / "configs" / "quickstart.yaml")]
-TEN = [
+MISTAKES = [
     (
         train,
         [*CONFIG, "--model.widnow_sizes=[64,null]"],
@@ -40,7 +40,7 @@ TEN = [
     (
         train,
         ["--config", "nowhere.yaml"],
-        "config: got nowhere.yaml, which cannot be read (No such file or directory), all",
+        "config: nowhere.yaml cannot be read (No such file or directory)",
     ),
     (
         generate,
@@ -49,7 +49,6 @@ TEN = [
     ),
     (evaluate, ["runs/a", "--split", "dev"], "split: got dev, allowed: train, valid or test"),
     (plot, ["runs/a", "--by", "epoch"], "by: got epoch, allowed: step, time"),
-    # and more
     (train, CONFIG[1:], f"{CONFIG[1]}: belongs to no flag; allowed: --NAME=VALUE, see --help"),
     (train, [*CONFIG, "--train.max_steps=0"], "train.max_steps: got 0, allowed: 1 or above"),
     (train, [*CONFIG, "--train.learning_rate=.nan"], "train.learning_rate: got nan, allowed: above 0"),
@@ -59,13 +58,13 @@ TEN = [
         [*CONFIG, "--train.learning_rate=1e-4"],
         "train.min_learning_rate: got 0.0002, allowed: 0 to learning_rate = 0.0001",
     ),
-    (train, [*CONFIG, "--model.num_tokens=128"], "model.num_tokens: got 128, allowed: 256, as a corpus is bytes"),
-    (generate, ["runs/a", "--prompt", "a", "--stop", "é"], "stop: got é, allowed: ASCII characters, which are a byte"),
+    (train, [*CONFIG, "--model.num_tokens=128"], "model.num_tokens: got 128, allowed: 256, because a corpus is bytes"),
+    (generate, ["runs/a", "--prompt", "a", "--stop", "é"], "--stop takes ASCII characters only: é is two bytes"),
     (train, [*CONFIG, "--train.compile"], "train.compile: got nothing, allowed: true or false"),
     (train, [*CONFIG, "--train.seed=null"], "train.seed: got null, allowed: a whole number"),
     (train, [*CONFIG, "--train.betas=[0.9]"], "train.betas: got [0.9], allowed: a list of 2, each a number"),
-    (train, [*CONFIG, "--resume=yes"], "resume: got yes, allowed: no value"),
-    (train, [*CONFIG, "--data.name=files"], "data.path: got None, allowed for name=files: a file, folder or glob"),
+    (train, [*CONFIG, "--resume=yes"], "--resume takes no value"),
+    (train, [*CONFIG, "--data.name=files"], "data.path: got null, allowed: a file, folder or glob"),
     (
         train,
         [*CONFIG, "--model.hierarchies=[1,3]"],
@@ -84,8 +83,8 @@ TEN = [
     (generate, [], "run_dir: got nothing, allowed: a run directory"),
     (
         generate,
-        ["runs/a", "--prompt", "a", "--num_samples", "2"],
-        "num_samples: no such setting; the nearest is num-samples",
+        ["runs/a", "--prompt", "a", "--num_sample", "2"],
+        "num_sample: no such setting; the nearest is num_samples",
     ),
     (evaluate, ["runs/a", "runs/b"], "runs/b: belongs to no flag"),
     (plot, ["nowhere"], "run: got nowhere, which is no file, allowed: a run directory"),
@@ -93,25 +92,27 @@ TEN = [
 
 
 @pytest.fixture(autouse=True)
-def a_mistake_that_became_legal_does_not_train(monkeypatch):
+def fail_instead_of_training(monkeypatch):
     monkeypatch.setattr(train, "make_run_dir", lambda config: pytest.fail("nothing was wrong"))
 
 
-def complaints(program, arguments: list[str], capsys) -> list[str]:
-    """What a program says on stderr before it ends with exit code 2, line by line, without "error: "."""
+def mistakes_of(program, arguments: list[str], capsys) -> list[str]:
+    """Run a program that ends with exit code 2, and return the lines that it writes to stderr, without "error: "."""
     with pytest.raises(SystemExit) as end:
         program.main(arguments)
-    said = capsys.readouterr()
-    assert end.value.code == 2 and said.out == ""
-    assert all(line.startswith("error: ") for line in said.err.splitlines()), said.err
-    return [line.removeprefix("error: ") for line in said.err.splitlines()]
+    output = capsys.readouterr()
+    assert end.value.code == 2 and output.out == ""
+    assert all(line.startswith("error: ") for line in output.err.splitlines()), output.err
+    return [line.removeprefix("error: ") for line in output.err.splitlines()]
 
 
-@pytest.mark.parametrize(
-    ("program", "arguments", "message"), TEN, ids=lambda value: " ".join(value)[-40:] if isinstance(value, list) else ""
-)
+def words_of(arguments) -> str:
+    return " ".join(arguments)[-40:] if isinstance(arguments, list) else ""
+
+
+@pytest.mark.parametrize(("program", "arguments", "message"), MISTAKES, ids=words_of)
 def test_one_mistake_is_one_line(program, arguments, message, capsys):
-    (line,) = complaints(program, arguments, capsys)
+    (line,) = mistakes_of(program, arguments, capsys)
     assert line.startswith(message)
 
 
@@ -121,29 +122,29 @@ def test_one_mistake_is_one_line(program, arguments, message, capsys):
         ("model:\n  dimm: 8\n", "model.dimm: no such setting; the nearest is model.dim"),
         ("modle:\n  dim: 8\n", "modle: no such setting; the nearest is model"),
         ("train: {seed: one}\n", "train.seed: got one, allowed: a whole number"),
-        ("train:\n", "train: got null, which holds no settings, allowed: settings by name, or a YAML file of them"),
-        ("- 1\n", "config: got FILE, which holds no settings, allowed: settings by name, or a YAML file of them"),
+        ("train:\n", "train: got null, allowed: settings by name, or a YAML file of them"),
+        ("- 1\n", "config: FILE holds no settings by name"),
         (
             "a: [1,\nb: 2\n",
-            'config: got FILE, which is no YAML (while parsing a flow sequence in "FILE", line 1, column 4',
+            'config: FILE is not YAML (while parsing a flow sequence in "FILE", line 1, column 4',
         ),
     ],
 )
 def test_a_mistake_in_a_file(text, line, tmp_path, capsys):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
-    (complaint,) = complaints(train, ["--config", str(file)], capsys)
-    assert complaint.startswith(line.replace("FILE", str(file)))
+    (line_reported,) = mistakes_of(train, ["--config", str(file)], capsys)
+    assert line_reported.startswith(line.replace("FILE", str(file)))
 
 
-def test_all_mistakes_are_told_at_once(tmp_path, capsys):
+def test_all_mistakes_are_reported_at_once(tmp_path, capsys):
     (tmp_path / "mine.yaml").write_text("""
 model: {dim: [128, 256], hierarchies: [1, 4], windows: 8, dropout: lots, seq_len: 2}
 data: {name: file, path: mine.txt}
 train: {max_steps: 0, betas: [0.9, 1.0], optimizer: adam}
 """)
     flags = ["--train.lr=3", "--train.seed=x", "--train.batch_size=0", "--wandb.mode=of"]
-    assert complaints(train, ["--config", str(tmp_path / "mine.yaml"), *flags], capsys) == [
+    assert mistakes_of(train, ["--config", str(tmp_path / "mine.yaml"), *flags], capsys) == [
         "model.windows: no such setting; the nearest is model.window_sizes",
         "model.dropout: got lots, allowed: a number",
         "data.name: got file, allowed: enwik8, text8, files, hub or python",
@@ -158,27 +159,32 @@ train: {max_steps: 0, betas: [0.9, 1.0], optimizer: adam}
     ]
 
 
-def test_what_rests_on_a_mistake_is_not_called_one(capsys):
+def test_settings_that_depend_on_a_wrong_one_are_not_reported(capsys):
     rests = ["--model.hierarchies=[1,x]", "--model.dim=[128,256]", "--data.name=file", "--data.head=true"]
-    assert [line.partition(":")[0] for line in complaints(train, rests, capsys)] == ["model.hierarchies", "data.name"]
+    assert [line.partition(":")[0] for line in mistakes_of(train, rests, capsys)] == ["model.hierarchies", "data.name"]
     misspelt = ["--model.hierachies=[1,4]", "--model.dim=[128,256]", "--train.seed=-1"]
-    assert [line.partition(":")[0] for line in complaints(train, misspelt, capsys)] == [
+    assert [line.partition(":")[0] for line in mistakes_of(train, misspelt, capsys)] == [
         "model.hierachies",
         "train.seed",
     ]
 
 
-def test_another_vocabulary_is_told_beside_what_cannot_be_read(capsys):
-    said = complaints(train, [*CONFIG, "--model.num_tokens=128", "--train.seed=x"], capsys)
-    assert [line.partition(":")[0] for line in said] == ["train.seed", "model.num_tokens"]
+def test_a_mistake_does_not_hide_settings_with_longer_names(capsys):
+    lines = mistakes_of(train, ["--model.dim=x", "--model.dim_head=7"], capsys)
+    assert [line.partition(":")[0] for line in lines] == ["model.dim", "model.dim_head"]
 
 
-def test_a_flag_counts_more_than_a_file_wherever_it_stands():
+def test_a_wrong_vocabulary_is_reported_along_with_other_mistakes(capsys):
+    lines = mistakes_of(train, [*CONFIG, "--model.num_tokens=128", "--train.seed=x"], capsys)
+    assert [line.partition(":")[0] for line in lines] == ["train.seed", "model.num_tokens"]
+
+
+def test_flags_override_config_files_in_any_order():
     assert load_config(["--train.max_steps=3", *CONFIG, "--train.seed", "4"]).train.max_steps == 3
     assert load_config([*CONFIG]).train.max_steps == 1000
 
 
-def test_a_printed_config_is_one_to_run(tmp_path, capsys):
+def test_a_printed_config_can_be_used(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         load_config([*CONFIG, "--run_dir=a", "--train.betas=[0.8,0.9]", "--print_config"])
     assert end.value.code == 0
@@ -212,7 +218,7 @@ def test_a_shell_completes_settings(words, completed, tmp_path, capsys):
     assert done.stdout.strip() == completed, done.stderr
 
 
-def test_a_launcher_that_is_told_to_be_quiet_adds_no_traceback(command):
+def test_a_quiet_launcher_adds_no_traceback(command):
     done = command("train.py", *CONFIG, "--train.seed=-1", launcher=(*LAUNCH, "--quiet"))
     assert done.returncode == 1 and "Traceback" not in done.stderr  # the launcher's own exit code
     assert done.stderr.splitlines()[-1] == "error: train.seed: got -1, allowed: 0 to 4294967295"

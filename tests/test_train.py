@@ -164,7 +164,7 @@ class TestWrongInput:
         self.is_one_line(
             command("generate.py", whole, "--prompt", "a", "--top-p", "2"), "top_p: got 2.0, allowed: above 0"
         )
-        self.is_one_line(command("generate.py", whole), "prompt: got neither or both")
+        self.is_one_line(command("generate.py", whole), "pass either --prompt or --score")
         self.is_one_line(command("generate.py", whole, "--score", "nowhere.txt"), "nowhere.txt")
         self.is_one_line(command("generate.py", whole, "--prompt", "a", "--device", "abacus"), "device: got abacus")
         self.is_one_line(command("generate.py", whole, "--prompt", "a", "--compile", CXX="nowhere"), "C++ compiler")

@@ -10,6 +10,7 @@ __all__ = [
     "optimizer",
     "parallel",
     "progress",
+    "reading",
     "run",
     "run_dir",
     "schedules",

@@ -1,8 +1,8 @@
-"""Completion of train.py's settings in a shell, after `python` and `accelerate launch` too."""
+"""Completes the settings of train.py in a shell, also after `python` and `accelerate launch`."""
 
 from argparse import SUPPRESS, Action
 
-# Hands a command line, from the word train.py on, to what shtab writes for a command of that name.
+# Passes the part of a command line that begins with train.py to the function that shtab writes for such a command.
 AFTER_A_LAUNCHER = {
     "bash": """
 _launched_train_py() {
@@ -38,7 +38,7 @@ compdef _launched_train_py train.py python python3 accelerate
 
 
 class PrintCompletion(Action):
-    """A flag that prints what a shell is to source, and leaves."""
+    """A flag that prints the script that a shell has to source, and exits."""
 
     def __init__(self, option_strings, dest, **options):
         super().__init__(option_strings, SUPPRESS, default=SUPPRESS, choices=list(AFTER_A_LAUNCHER), **options)

@@ -1,9 +1,10 @@
-"""A run's configuration: YAML and flags to checked dataclasses, with one clear line for what is wrong."""
+"""The configuration of a run: dataclasses, filled from YAML files and flags, that check their values."""
 
 import os
-import re
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,131 +12,154 @@ from jsonargparse import set_parsing_settings
 
 from data.config import DataConfig
 from model.config import ModelConfig
-from training.command_line import Parser, Reading, files_first, reject
+from training.command_line import Parser
 from training.completion import PrintCompletion
 from utils.checks import is_number, require
+from utils.errors import Mistake, UserError
 
-set_parsing_settings(docstring_parse_attribute_docstrings=True)
+set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the docstrings of fields are the help texts
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How the model is trained."""
+    """How the model is trained.
+
+    Raises:
+        UserError: if a value does not fit; it lists all that do not.
+    """
 
     max_steps: int = 1000
     """optimizer steps of the whole run"""
     batch_size: int = 8
-    """sequences a process takes through the model at once; times processes times accumulation = global batch"""
+    """sequences per process and forward pass; global batch = batch_size × processes × gradient_accumulation_steps"""
     gradient_accumulation_steps: int = 1
-    """batches whose gradients make one step"""
+    """forward and backward passes whose gradients are averaged for one optimizer step"""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon for the matrices of levels and merges with adamw for the rest (arXiv 2502.16982)"""
+    """adamw, or muon for the matrices of levels and merges and adamw for the rest (arXiv 2502.16982)"""
     learning_rate: float = 1e-3
-    """peak learning rate, of both optimizers"""
+    """peak learning rate, for both optimizers"""
     min_learning_rate: float = 1e-4
-    """where the schedule ends, at max_steps"""
+    """learning rate at max_steps, where the schedule ends"""
     schedule: Literal["cosine", "linear"] = "cosine"
-    """from the peak learning rate down to the lowest: along half a cosine, or in a straight line"""
+    """how the learning rate falls from its peak to min_learning_rate: along half a cosine, or in a straight line"""
     warmup_steps: int = 100
     """steps of linear warm-up"""
     weight_decay: float = 0.1
-    """decay of matrices; embeddings, norms and biases have none"""
+    """weight decay of matrices; embeddings, norms and biases have none"""
     betas: tuple[float, float] = (0.9, 0.95)
-    """running averages of AdamW: gradients and their squares"""
+    """AdamW's decay rates for the running averages of gradients and of squared gradients"""
     grad_clip: float = 1.0
-    """largest norm of the gradient; 0 = no clipping"""
+    """the gradient is scaled down to this L2 norm if it is larger; 0 = no clipping"""
     max_skipped_steps: int = 10
-    """steps in a row whose loss or gradient is not finite, each of them skipped, before the run stops"""
+    """steps with a loss or gradient that is not finite are skipped; after this many in a row the run stops"""
     seed: int = 0
-    """of the weights, the batches, dropout and samples"""
+    """seed of the weights, batches, dropout and samples"""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """auto = bf16 or fp16 if `accelerate launch` was told so, else bf16 on a GPU or CPU that has it, else no"""
+    """auto = what `accelerate launch` was told, else bf16 if the GPU or CPU has instructions for it, else no"""
     tf32: bool = False
-    """let a GPU multiply float32 matrices in TF32: faster, with 10 bits of mantissa"""
+    """let a GPU multiply float32 matrices in TF32: faster, but with 10 bits of mantissa"""
     compile: bool = False
-    """compile the blocks with torch.compile: slower to start, faster to run"""
+    """compile the blocks with torch.compile: slower to start, then faster"""
     activation_checkpointing: bool = False
-    """compute a block again in the backward pass instead of keeping what is inside it: slower, in less memory"""
+    """recompute the blocks in the backward pass instead of keeping their activations: slower, but less memory"""
     log_every: int = 10
-    """steps between two writes of metrics, which have a line for every step"""
+    """steps between two writes of metrics.jsonl, which has a line for every step"""
     validate_every: int = 250
     """steps between two validations; the best model so far is kept in RUN_DIR/model"""
     validate_bytes: int = 65_536
-    """about how much of the validation split a validation scores, spread evenly, always the same bytes"""
+    """approximate number of bytes of the validation split to score: evenly spaced, the same ones each time"""
     sample_every: int = 500
-    """steps between two text samples; 0 = none but the last"""
+    """steps between two text samples; 0 = only one, at the end"""
     sample_length: int = 256
-    """bytes of a sample"""
+    """length of a text sample in bytes"""
     checkpoint_every: int = 500
     """steps between two checkpoints"""
     keep_checkpoints: int = 2
-    """newest checkpoints that are kept, beside the one with the best validation"""
+    """number of latest checkpoints to keep; the one with the best validation is kept as well"""
     trackers: tuple[str, ...] = ("wandb",)
-    """dashboards to log to, any of wandb and trackio; RUN_DIR/metrics.jsonl is always written"""
+    """dashboards to log to: any of wandb and trackio; RUN_DIR/metrics.jsonl is written in any case"""
 
     def __post_init__(self):
-        least = dict.fromkeys(("max_steps", "batch_size", "gradient_accumulation_steps", "log_every"), 1)
-        least |= dict.fromkeys(("validate_every", "validate_bytes", "checkpoint_every", "keep_checkpoints"), 1)
-        least |= dict.fromkeys(("warmup_steps", "weight_decay", "grad_clip", "sample_every", "sample_length"), 0)
-        least["max_skipped_steps"] = 1
-        checks = {name: (is_number(getattr(self, name), low), f"{low} or above") for name, low in least.items()}
-        checks["learning_rate"] = is_number(self.learning_rate, 0) and self.learning_rate > 0, "above 0"
-        checks["seed"] = is_number(self.seed, 0, int) and self.seed < 1 << 32, "0 to 4294967295"
-        lowest = is_number(self.min_learning_rate, 0) and not self.min_learning_rate > self.learning_rate
-        checks["min_learning_rate"] = lowest, f"0 to learning_rate = {self.learning_rate}"
-        between = all(is_number(beta, 0) and beta < 1 for beta in self.betas)
-        checks["betas"] = between, "two values from 0 to below 1"
-        require(vars(self) | {"betas": list(self.betas)}, **checks)
+        checks = {}
+        for name in (
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "max_skipped_steps",
+            "log_every",
+            "validate_every",
+            "validate_bytes",
+            "checkpoint_every",
+            "keep_checkpoints",
+        ):
+            checks[name] = is_number(getattr(self, name), 1), "1 or above"
+        for name in ("warmup_steps", "weight_decay", "grad_clip", "sample_every", "sample_length"):
+            checks[name] = is_number(getattr(self, name), 0), "0 or above"
+
+        rate = self.learning_rate
+        rate_fits = is_number(rate, 0) and rate > 0
+        highest = rate if rate_fits else inf  # a wrong peak is one mistake, not two
+        min_rate_fits = is_number(self.min_learning_rate, 0) and self.min_learning_rate <= highest
+        checks["learning_rate"] = rate_fits, "above 0"
+        checks["min_learning_rate"] = min_rate_fits, f"0 to learning_rate = {rate}"
+
+        checks["betas"] = all(is_number(beta, 0) and beta < 1 for beta in self.betas), "two values from 0 to below 1"
+        checks["seed"] = is_number(self.seed, 0, int) and self.seed < 2**32, f"0 to {2**32 - 1}"
+        require(vars(self), **checks)
 
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """How Weights & Biases logs, when `train.trackers` names it."""
+    """Logging to Weights & Biases, if train.trackers names it."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto = online when a key is at hand, else offline (see `wandb sync`); disabled = no wandb at all"""
+    """auto = online if there is an API key, else offline (upload later with `wandb sync`); disabled = no wandb"""
     project: str = "hierarchical-bytes"
     """wandb project"""
     name: str | None = None
-    """name of the run; the run directory's own when null"""
+    """name of the run; null = the name of the run directory"""
     log_model: bool = False
-    """keep the best model at wandb, too, as an artifact with a version for each time it got better"""
+    """upload the best model to wandb as an artifact, with a version for each improvement"""
 
 
 @dataclass(frozen=True)
 class TrackioConfig:
-    """Where Trackio logs, when `train.trackers` names it."""
+    """Logging to Trackio, if train.trackers names it."""
 
     project: str = "hierarchical-bytes"
     """Trackio project"""
     name: str | None = None
-    """name of the run; the run directory's own when null"""
+    """name of the run; null = the name of the run directory"""
     space: str | None = None
-    """Space of the Hugging Face hub to log to, as user/name; this machine when null"""
+    """Space of the Hugging Face hub to log to, as user/name; null = log to this machine"""
 
 
 @dataclass(frozen=True)
 class Config:
-    """Train a hierarchical byte model. `accelerate launch train.py --config configs/quickstart.yaml`"""
+    """Train a hierarchical byte model: `accelerate launch train.py --config configs/quickstart.yaml`."""
 
     run_dir: str | None = None
-    """folder of all that the run writes; when null, runs/NAME for configs/NAME.yaml, and in a sweep runs/NAME-ID"""
+    """folder for all that the run writes; null = runs/NAME for configs/NAME.yaml, runs/NAME-ID in a wandb sweep"""
     resume: bool = False
-    """go on from the newest whole checkpoint of run_dir"""
+    """continue from the newest intact checkpoint of run_dir"""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
     trackio: TrackioConfig = field(default_factory=TrackioConfig)
 
+    def __post_init__(self):
+        if self.model.num_tokens != 256:
+            raise UserError(Mistake("model.num_tokens", self.model.num_tokens, "256, because a corpus is bytes"))
+
     @property
     def folder(self) -> Path:
-        """The run directory, which `load_config` has given a name."""
+        """The run directory. `load_config` gives it a name if the user did not."""
         assert self.run_dir is not None
         return Path(self.run_dir)
 
     def to_dict(self) -> dict:
-        """Plain values, every default filled in, as `--config` reads them; without `resume`, which is no setting."""
+        """All settings, defaults included, as plain values that `--config` reads. `resume` is a flag, not a setting."""
         values = asdict(self) | {"model": self.model.to_dict()}
         values["train"]["betas"] = list(self.train.betas)
         values["train"]["trackers"] = list(self.train.trackers)
@@ -143,59 +167,82 @@ class Config:
         return values
 
 
-SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 SECTIONS |= {"wandb": WandbConfig, "trackio": TrackioConfig}
 
-# What cannot be judged while another setting is not known.
-RESTS_ON = {"model.hierarchies": "model.", "model.seq_len": "model.window_sizes", "model.heads": "model.kv_heads"}
-RESTS_ON |= {"model.depth": "model.attn_depth", "data.name": "data."}
-
-
-def build_sections(values: dict[str, Any]) -> tuple[dict, list[str]]:
-    """Sections from settings by their dotted names, and a line for each value that a section refuses."""
-    sections, mistakes = {}, []
-    for name, section in SECTIONS.items():
-        own = {key.removeprefix(f"{name}."): value for key, value in values.items() if key.startswith(f"{name}.")}
-        try:
-            sections[name] = section(**own)
-        except ValueError as error:  # which joins what is wrong
-            mistakes += [f"{name}.{mistake}" for mistake in re.split(r"; (?=\w+: got )", str(error))]
-    if "model" in sections and sections["model"].num_tokens != 256:
-        mistakes.append(f"model.num_tokens: got {sections['model'].num_tokens}, allowed: 256, as a corpus is bytes")
-    return sections, mistakes
-
-
-class RunParser(Parser):
-    """The parser of a run's settings, which are checked beside one another even where some cannot be read."""
-
-    def mistakes(self) -> list[str]:
-        reading = Reading(self)
-        unsure = tuple(RESTS_ON.get(setting, f"{setting}:") for setting, _ in reading.mistakes)
-        refused = [line for line in build_sections(reading.values)[1] if not line.startswith(unsure)]
-        return [line for _, line in reading.mistakes] + refused
+# While the value of the first is not known, the second, a setting or a whole section, cannot be judged.
+RESTS_ON = {
+    "model.hierarchies": "model.",
+    "model.seq_len": "model.window_sizes",
+    "model.heads": "model.kv_heads",
+    "model.depth": "model.attn_depth",
+    "data.name": "data.",
+    "train.learning_rate": "train.min_learning_rate",
+}
 
 
 def load_config(argv: list[str] | None = None) -> Config:
-    """Read `--config FILE` and dotted flags, which count more, and check them all.
+    """Read `--config FILE` and flags, which replace what is in the file, and check all of it.
 
-    What is wrong ends the program, with exit code 2 and a line for each mistake.
+    Mistakes end the program, with exit code 2 and a line for each.
     """
-    argv = files_first(sys.argv[1:] if argv is None else argv)
-    parser = RunParser(prog="train.py", description=Config.__doc__, allow_abbrev=False)
+    argv = sys.argv[1:] if argv is None else argv
+    usage = "train.py [--config FILE] [--SETTING=VALUE ...] [--resume]"
+    parser = Parser(prog="train.py", usage=usage, description=Config.__doc__, build=build_config, rests_on=RESTS_ON)
     parser.add_argument("--config", action="config", help="a YAML file of any of these settings")
     parser.add_class_arguments(Config, skip={"resume"})
-    parser.add_argument("--resume", action="store_true", help="go on from the newest whole checkpoint of run_dir")
-    parser.add_argument("--print_completion", action=PrintCompletion, help="print what completes all this in a shell")
-    values = parser.parse_args(argv)
-    if values.resume and values.run_dir and not values.config:  # a run remembers its own settings
-        known = Path(values.run_dir) / "config.yaml"
-        values = parser.parse_args(["--config", str(known), *argv]) if known.is_file() else values
-    if values.run_dir is None:
-        values.run_dir = f"runs/{Path(str(values.config[-1])).stem if values.config else 'default'}"
-        if "WANDB_SWEEP_ID" in os.environ:  # each run of a sweep has its own
-            values.run_dir += f"-{os.environ['WANDB_RUN_ID']}"
+    parser.add_argument("--resume", action="store_true", help="continue from the newest intact checkpoint of run_dir")
+    parser.add_argument("--print_completion", action=PrintCompletion, help="print a script for completion in a shell")
 
-    sections, mistakes = build_sections(vars(values.as_flat()))
+    values = parser.parse_args(argv)
+    files = values.config or []
+
+    # A run that is resumed remembers its settings.
+    if values.resume and values.run_dir and not files:
+        remembered = Path(values.run_dir) / "config.yaml"
+        if remembered.is_file():
+            values = parser.parse_args(["--config", str(remembered), *argv])
+
+    config = parser.build_from(values)
+    if config.run_dir is None:
+        name = Path(str(files[-1])).stem if files else "default"
+        config = replace(config, run_dir=default_run_dir(name))
+    return config
+
+
+def build_config(values: Mapping[str, Any]) -> Config:
+    """The configuration from settings by their dotted names; those that are not given have their defaults.
+
+    Raises:
+        UserError: if settings do not fit; it lists all that do not.
+    """
+    sections: dict[str, Any] = {}
+    mistakes = []
+    for section, kind in SECTIONS.items():
+        prefix = f"{section}."
+        own = {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+        try:
+            sections[section] = kind(**own)
+        except UserError as error:
+            mistakes += [in_section(section, mistake) for mistake in error.mistakes]
+    try:
+        config = Config(run_dir=values.get("run_dir"), resume=values.get("resume", False), **sections)
+    except UserError as error:
+        mistakes += error.mistakes
     if mistakes:
-        reject(mistakes)
-    return Config(run_dir=values.run_dir, resume=values.resume, **sections)
+        raise UserError(*mistakes)
+    return config
+
+
+def in_section(section: str, mistake: Mistake | str) -> Mistake | str:
+    """The same mistake, with the name of the section before that of the setting."""
+    if isinstance(mistake, Mistake):
+        return replace(mistake, name=f"{section}.{mistake.name}")
+    return mistake
+
+
+def default_run_dir(name: str) -> str:
+    """The run directory for a config of that name. Each run of a wandb sweep has its own."""
+    if "WANDB_SWEEP_ID" in os.environ:
+        name += f"-{os.environ['WANDB_RUN_ID']}"
+    return f"runs/{name}"

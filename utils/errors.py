@@ -1,6 +1,9 @@
 """Errors that the user can fix."""
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -28,12 +31,28 @@ class UserError(ValueError):
         super().__init__("; ".join(map(str, mistakes)))
 
 
+@contextmanager
+def reading_errors(name: str, path: str | Path) -> Generator[None]:
+    """Raise a UserError if reading the file within fails. It names the setting that the file is from, and the reason.
+
+    Args:
+        name: the setting or flag, such as `file`.
+        path: the file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{name}: {path} cannot be read ({error.strerror or error})") from error
+
+
 def as_typed(value: Any) -> str:
-    """A value as it is written in YAML or on a command line: null, true, [64, null]."""
+    """A value as it is written in YAML or on a command line: null, true, [64, null], {a: 1}."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(as_typed, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {as_typed(inner)}' for key, inner in value.items())}}}"
     return str(value)
