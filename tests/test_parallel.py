@@ -59,7 +59,8 @@ def test_a_resume_on_another_number_of_processes_goes_on_in_the_same_order(whole
     lines = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
     (other / "metrics.jsonl").write_text("".join(lines[:6]))
     _, done = train("moved", "--resume", "--train.batch_size=2", **ONE)
-    assert done.returncode == 2 and "train.batch_size: got 2 sequences a step" in done.stderr
+    assert done.returncode == 2 and "with 4 sequences per step" in done.stderr
+    assert "this run has 2: change train.batch_size or train.gradient_accumulation_steps" in done.stderr
     _, done = train("moved", "--resume", "--train.batch_size=4", **ONE)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stdout and "step-00000006" in done.stdout
@@ -156,4 +157,7 @@ def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(train):
 
 def test_fp16_without_a_gpu_is_refused(train):
     _, done = train("halves", "--train.mixed_precision=fp16")
-    assert done.returncode == 2 and "train.mixed_precision: got fp16 on cpu, allowed there: no or bf16" in done.stderr
+    assert (
+        done.returncode == 2
+        and "train.mixed_precision: got fp16, allowed: no or bf16 on a device of type cpu" in done.stderr
+    )
