@@ -143,7 +143,7 @@ class Config:
         return values
 
 
-SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
+SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 SECTIONS |= {"wandb": WandbConfig, "trackio": TrackioConfig}
 
 # What cannot be judged while another setting is not known.

@@ -20,7 +20,7 @@ from training.speed import flops_per_byte
 from training.step import StepResult, Trainer
 from training.stop_signal import StopSignal
 from training.summary import print_header
-from training.trackers import Metrics, Trackers
+from training.trackers import Trackers
 
 
 @dataclass
@@ -80,11 +80,8 @@ class Run:
         self.stop_requested = result.stop_requested
         self.speed_meter.add(result)
 
-        metrics: Metrics = {"bytes": state.step * self.bytes_per_step, "seconds": round(state.seconds, 3)}
-        metrics |= result.metrics
-        if not result.finite:
-            metrics["offsets"] = result.offsets
-        self.trackers.log(state.step, metrics)
+        axes = {"bytes": state.step * self.bytes_per_step, "seconds": round(state.seconds, 3)}
+        self.trackers.log(state.step, {**axes, **result.metrics}, result.offsets)
 
 
 def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers: Trackers) -> Run:

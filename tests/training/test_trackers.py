@@ -143,7 +143,7 @@ class Notebook(Tracker):
         return run_id or "first"
 
     def log(self, lines):
-        self.note("log", lines)
+        self.note("log", [{"step": line.step, **line.metrics} for line in lines])
 
     def log_sample(self, step, text):
         self.note("sample", step, text)
