@@ -46,7 +46,7 @@ def test_a_run_learns_and_leaves_everything_in_its_directory(whole):
 
 
 def test_it_prints_what_will_run_how_it_ended_and_what_to_type_next(whole):
-    said = (whole / "said.txt").read_text()
+    said = (whole / "printed.txt").read_text()
     for expected in ("cpu, 1 process", "float32", "level 4x", "FLOPs to train on a byte", "valid 1,"):
         assert expected in said
     best = min(line["validation/bits_per_byte"] for line in metrics(whole) if "validation/bits_per_byte" in line)

@@ -96,7 +96,6 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
     # -- what a training step needs
     optimizer = build_optimizer(model, config.train)
     model, optimizer = prepare(accelerator, model, optimizer, config.train)
-    stop_signal = StopSignal()
     trainer = Trainer(
         accelerator=accelerator,
         model=model,
@@ -105,7 +104,6 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
         data=corpus["train"],
         seq_len=config.model.seq_len,
         activations=activations,
-        stop_signal=stop_signal,
     )
     bytes_per_step = trainer.global_batch_size * trainer.seq_len
     speed_meter = SpeedMeter(accelerator, bytes_per_step, 3 * flops)
@@ -120,7 +118,9 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
             state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
         accelerator.print(f"resuming from {checkpoint}")
 
+    # -- the trackers, and then Ctrl-C, for which wandb may set a handler as well
     trackers.start(state)
+    trainer.stop_signal = stop_signal = StopSignal()
     return Run(
         config=config,
         corpus=corpus,

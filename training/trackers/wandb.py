@@ -36,7 +36,7 @@ class WandbTracker(Tracker):
             dir=str(self.config.folder),
             mode=self.mode,
             id=run_id,
-            resume="allow",
+            resume="allow" if run_id else None,
             settings=wandb.Settings(quiet=True),  # train.py prints its own summary
         )
         run.config.update(self.config.to_dict() | {"code_version": code_version()}, allow_val_change=True)
