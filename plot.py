@@ -1,7 +1,7 @@
 """Draw one or several runs into one picture: `python plot.py runs/a runs/b`.
 
-Reads each run's metrics.jsonl: the loss in bits per byte with the validation scores, the learning rate, the throughput
-and the gradient's norm, one colour a run. Figures that no run has are left out. A run may still be going on.
+Reads each run's metrics.jsonl, and draws the loss with the validation scores in bits per byte, the learning rate, the
+throughput and the gradient norm, in one colour per run. Panels without data are left out. A run may still be training.
 """
 
 import json
@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 
 from training.command_line import Parser, user_errors
+from utils.errors import Mistake, UserError
 from utils.files import replace
 
-# The palette of Okabe and Ito, made for the colour-blind, with a grey for its yellow, which is faint on white.
+# The palette of Okabe and Ito for colour-blind readers, with grey instead of yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 MARKERS = "osD^v<>P"
 MARK: dict[str, Any] = {"markersize": 7, "markeredgecolor": "white", "markeredgewidth": 0.7}
 FORMATS = (".png", ".svg", ".pdf")
 AXES = {"step": ("step", "step"), "time": ("seconds", "training time"), "bytes": ("bytes", "bytes trained on")}
-PANELS = {  # what is drawn of a line: its title, and its axis with the unit
+PANELS = {  # key: title of the panel, and label of its vertical axis
     "train/bits_per_byte": ("Training loss (thin: each step, bold: smoothed) and validation (marks)", "bits per byte"),
     "train/learning_rate": ("Learning rate", "rate"),
     "speed/bytes_per_second": ("Throughput", "bytes per second"),
@@ -36,48 +37,59 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     with user_errors():
-        if args.by not in AXES:
-            raise ValueError(f"by: got {args.by}, allowed: {', '.join(AXES)}")
+        # -- the files, one per run
         paths = [Path(run) / "metrics.jsonl" if Path(run).is_dir() else Path(run) for run in args.run]
         paths = list({path.resolve(): path for path in paths}.values())  # a run named twice is drawn once
         if len(paths) > len(COLOURS):
-            raise ValueError(f"run: got {len(paths)} runs, allowed: 1 to {len(COLOURS)}")
-        output = Path(args.output or (paths[0].with_name("metrics.png") if len(paths) == 1 else "runs.png"))
+            raise UserError(Mistake("run", f"{len(paths)} runs", f"1 to {len(COLOURS)}"))
+
+        # -- the picture
+        if args.by not in AXES:
+            raise UserError(Mistake("by", args.by, ", ".join(AXES)))
+        default = paths[0].with_name("metrics.png") if len(paths) == 1 else "runs.png"
+        output = Path(args.output or default)
         runs = dict(zip(run_names(paths), map(read_metrics, paths), strict=True))
         if output.suffix not in FORMATS or not output.parent.is_dir():
-            raise ValueError(f"output: got {output}, allowed: {', '.join(FORMATS)}, in a folder that exists")
+            raise UserError(Mistake("output", output, f"{', '.join(FORMATS)}, in a folder that exists"))
         save(draw(runs, args.by), output)
     print(output)
 
 
 def run_names(paths: list[Path]) -> list[str]:
-    """For each file the name of its folder, with as many parents as it takes to tell it from the others."""
-    folders, names = [path.resolve().parent.parts for path in paths], []
-    for path, mine in zip(paths, folders, strict=True):
-        tails = [mine[-depth:] for depth in range(1, len(mine) + 1)]
+    """For each file the name of its folder, with as many parent folders as it takes to be unique."""
+    folders = [path.resolve().parent.parts for path in paths]
+    names = []
+    for path, parts in zip(paths, folders, strict=True):
+        tails = [parts[-depth:] for depth in range(1, len(parts) + 1)]
         unique = [tail for tail in tails if sum(other[-len(tail) :] == tail for other in folders) == 1]
-        names.append("/".join(unique[0]) if unique else str(path))  # two files may share a folder
+        names.append("/".join(unique[0]) if unique else str(path))  # two files may be in the same folder
     return names
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics.jsonl, less a last one that a kill, or a run that is just writing it, left unfinished."""
+    """The lines of a metrics.jsonl, without an incomplete last one, which a kill or a running program leaves.
+
+    Raises:
+        UserError: when there is no such file, or it has no line, or one that is no JSON object.
+    """
     if not path.is_file():
-        raise ValueError(f"run: got {path}, which is no file, allowed: a run directory or its metrics.jsonl")
-    texts, lines = path.read_text(encoding="utf-8", errors="replace").splitlines(), []
+        raise UserError(Mistake("run", f"{path}, which is no file", "a run directory or its metrics.jsonl"))
+    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = []
     for number, text in enumerate(texts, start=1):
         try:
             lines.append(dict(json.loads(text)))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError) as error:
             if number < len(texts):
-                raise ValueError(f"run: got {text[:40]!r} in line {number} of {path}, allowed: JSON objects") from None
+                got = f"{text[:40]!r} in line {number} of {path}"
+                raise UserError(Mistake("run", got, "JSON objects")) from error
     if not lines:
-        raise ValueError(f"run: got {path}, which has no whole line, allowed: a run of one step or more")
+        raise UserError(Mistake("run", f"{path}, which has no whole line", "a run of one step or more"))
     return lines
 
 
 def series(lines: list[dict], x: str, y: str, unit: float = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Two keys' values, the first in a unit, from the lines where both are finite numbers: a skipped step has null."""
+    """The values of two keys, the first one divided by `unit`, from lines where both are finite."""
     pairs = [(line.get(x), line.get(y)) for line in lines]
     pairs = [pair for pair in pairs if all(isinstance(value, int | float) and isfinite(value) for value in pair)]
     xs, ys = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
@@ -85,25 +97,25 @@ def series(lines: list[dict], x: str, y: str, unit: float = 1) -> tuple[np.ndarr
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
-    """The mean of a thirtieth of the run around each value, and of less near the beginning and the end."""
+    """The mean over a thirtieth of the run around each value, and over less near both ends."""
     index, total = np.arange(len(values)), np.concatenate([[0.0], np.cumsum(values)])
     left = np.minimum(index, len(values) // 60)
-    right = np.minimum(left, len(values) - 1 - index)  # as few as on the left at the beginning, where a loss is steep
+    right = np.minimum(left, len(values) - 1 - index)  # symmetric, so that a steep loss is not shifted
     means = (total[index + right + 1] - total[index - left]) / (left + right + 1)
     return np.clip(means, values.min(), values.max())  # against rounding
 
 
 def loss_range(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
-    """The bits per byte to show: all that comes after the first steps, up to the 8 of a model that knows nothing."""
+    """The range of bits per byte to show: everything after the first steps, up to the 8 of an untrained model."""
     begin = 0.05 * max(x.max() for x, _ in curves)
-    later = [y[x >= min(begin, x.max() / 2)] for x, y in curves]  # at least the second half of a run that was short
+    later = [y[x >= min(begin, x.max() / 2)] for x, y in curves]  # at least the second half of a short run
     low, high = min(np.quantile(y, 0.002) for y in later), max(np.quantile(y, 0.998) for y in later)
     high = max(min(high, 8.0), low + 0.05)
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
 def unit_of_time(seconds: float) -> tuple[int, str]:
-    """What an axis so long counts in: how many seconds that is, and its name."""
+    """The unit of time for an axis of a length in seconds: its seconds, and its name."""
     return (1, "s") if seconds < 300 else (60, "min") if seconds < 7200 else (3600, "h")
 
 
@@ -118,21 +130,21 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
     """The matplotlib Figure of runs, given as name: lines.
 
     Raises:
-        ValueError: when a run lacks what `by` reads, or no run has a figure to draw.
+        UserError: when a run lacks the key that `by` reads, or no run has anything to draw.
     """
-    import matplotlib  # heavy, and needed here alone
+    import matplotlib  # slow to import, and only needed here
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
     from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-    # -- what to draw: every panel's curves by run, (x, y) each
+    # -- the curves of every panel by run, (x, y) each
     key, x_label = AXES[by]
     for name, lines in runs.items():
         if not len(series(lines, key, key)[0]):
             others = ", ".join(other for other, (k, _) in AXES.items() if len(series(lines, k, k)[0]))
-            raise ValueError(f"by: got {by}, but no line of {name} has {key!r}, allowed: {others or 'none'}")
+            raise UserError(Mistake("by", f"{by}, but no line of {name} has {key!r}", others or "none"))
     end, unit = max(series(lines, key, key)[0].max() for lines in runs.values()), 1
     if by == "time":
         unit, unit_name = unit_of_time(end)
@@ -142,12 +154,13 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
         found = {name: series(lines, key, panel) for name, lines in runs.items()}
         panels[panel] = {name: (x / unit, y) for name, (x, y) in found.items() if len(x)}
     norms = {name: (x[y > 0], y[y > 0]) for name, (x, y) in panels["train/gradient_norm"].items()}
-    panels["train/gradient_norm"] = {name: (x, y) for name, (x, y) in norms.items() if len(x)}  # its axis has no 0
+    panels["train/gradient_norm"] = {name: (x, y) for name, (x, y) in norms.items() if len(x)}  # a log axis has no 0
     scores = panels.pop("validation/bits_per_byte")
     large = ["train/bits_per_byte"] if panels["train/bits_per_byte"] or scores else []
     small = [panel for panel in panels if panel != "train/bits_per_byte" and panels[panel]]
     if not large + small:
-        raise ValueError(f"run: got no figure to draw in {', '.join(runs)}, allowed: lines with {', '.join(panels)}")
+        got = f"nothing to draw in {', '.join(runs)}"
+        raise UserError(Mistake("run", got, f"lines with {', '.join(panels)}"))
 
     # -- the loss over the full width, the others in a row below it
     rows: list[Any] = [row for row in (large * max(1, len(small)), small) if row]
@@ -186,7 +199,7 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
         if panel in small:
             axis.yaxis.set_major_formatter(EngFormatter() if panel == "speed/bytes_per_second" else plain)
 
-    # -- the name of each run, and how well it did; a $ begins no formula
+    # -- the legend: each run with its scores; a $ must not start a formula
     entries = {}
     for name, (colour, marker) in looks.items():
         text = name.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""Settings of all tests: one thread, so that results do not depend on the machine, and no network."""
+"""Settings for all tests: one thread, so that results do not depend on the machine, and no network."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from tests.runs import NO_GPU
 
 torch.set_num_threads(1)
 worker = os.environ.get("PYTEST_XDIST_WORKER")
-if worker and hasattr(os, "sched_setaffinity"):  # and its runs: threads that wait for one another crawl on busy cores
+if worker and hasattr(os, "sched_setaffinity"):  # a core for each worker and the runs that it starts
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 settings.register_profile(
@@ -72,10 +72,10 @@ def train(workplace, command):
 
 @pytest.fixture
 def whole(workplace, train):
-    """A run that went through, trained once for all tests."""
+    """A finished run, trained once for all tests."""
     run_dir = workplace / "whole"
     if not run_dir.exists():
         _, done = train("whole", "--train.keep_checkpoints=9")
         assert done.returncode == 0, done.stderr
-        (run_dir / "said.txt").write_text(done.stdout)
+        (run_dir / "printed.txt").write_text(done.stdout)
     return run_dir

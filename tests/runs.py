@@ -1,4 +1,4 @@
-"""Reading what a run left behind, and starting one on two processes."""
+"""Reading the files of a run, and launching one on two processes."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""A trained model goes to the hub and comes back, through the hub's own library and a stand-in for its server."""
+"""A trained model is pushed to the hub and loaded back, with the hub's own library and a fake server."""
 
 import base64
 import hashlib
@@ -111,8 +111,8 @@ def hub():
         server.shutdown()
 
 
-def test_a_run_s_model_and_its_card_reach_the_hub_and_come_back(whole, hub, tmp_path):
-    # Xet, a binary protocol of the hub alone, is off: the library then uploads through Git LFS
+def test_a_model_and_its_card_are_pushed_to_the_hub_and_loaded_back(whole, hub, tmp_path):
+    # without Xet, a binary protocol of the hub, the library uploads through Git LFS
     environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": "hf_of_someone", "HF_HUB_OFFLINE": "0"}
     environment |= {"HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
     line = [sys.executable, "-c", PUSH, str(whole / "model"), str(tmp_path / "back")]

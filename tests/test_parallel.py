@@ -1,4 +1,4 @@
-"""The same maths however a run is spread: processes, accumulation, and what is kept for the backward pass."""
+"""The same results however a run is distributed: processes, accumulation, sharding, compilation, recomputation."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ ALL_LOSSES = ("recon", "prophet", "next_latent", "quantizer")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_processes_and_accumulation_change_nothing_but_rounding(train, optimizer):
+def test_processes_and_accumulation_change_only_rounding(train, optimizer):
     tolerance = {"adamw": 1e-5, "muon": 2e-3}[optimizer]  # Muon orthogonalises in bfloat16
     weighted = [f"--model.{name}_loss_weight=0.1" for name in ALL_LOSSES]
     runs = {}
@@ -51,7 +51,7 @@ def test_processes_and_accumulation_change_nothing_but_rounding(train, optimizer
         assert samples[0][:60] == samples[1][:60]
 
 
-def test_a_resume_on_another_number_of_processes_goes_on_in_the_same_order(whole, train):
+def test_a_resume_on_another_number_of_processes_continues_with_the_same_batches(whole, train):
     """To step 6 on two processes, and from there to the end on one."""
     other, done = train("moved", "--train.batch_size=2", "--train.checkpoint_every=6", **TWO)
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,8 @@ def test_a_resume_on_another_number_of_processes_goes_on_in_the_same_order(whole
     lines = (other / "metrics.jsonl").read_text().splitlines(keepends=True)
     (other / "metrics.jsonl").write_text("".join(lines[:6]))
     _, done = train("moved", "--resume", "--train.batch_size=2", **ONE)
-    assert done.returncode == 2 and "train.batch_size: got 2 sequences a step" in done.stderr
+    assert done.returncode == 2 and "with 4 sequences per step" in done.stderr
+    assert "this run has 2: change train.batch_size or train.gradient_accumulation_steps" in done.stderr
     _, done = train("moved", "--resume", "--train.batch_size=4", **ONE)
     assert done.returncode == 0, done.stderr
     assert "resuming from" in done.stdout and "step-00000006" in done.stdout
@@ -78,7 +79,7 @@ def test_activation_checkpointing_changes_no_bit(train):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_fsdp2_trains_saves_resumes_and_evaluates(train, command, optimizer):
-    """Two sharded processes end as one process does; their best model is a whole one."""
+    """Two sharded processes end as one process does. Their best model is saved unsharded."""
     options = (f"--train.optimizer={optimizer}", "--train.checkpoint_every=6", "--model.next_latent_loss_weight=0.1")
     options += ("--model.ngrams=[2]", "--model.matches=[3]")
     one, done = train(f"unsharded-{optimizer}", *options)
@@ -108,7 +109,7 @@ def test_fsdp2_trains_saves_resumes_and_evaluates(train, command, optimizer):
     assert done.returncode == 2 and "was written with FSDP, this run is without FSDP" in done.stderr
 
 
-def test_compiled_blocks_train_alike_and_are_not_compiled_again(whole, train):
+def test_compiled_blocks_train_the_same_and_compile_once(whole, train):
     run_dir, done = train(
         "compiled", "--train.compile=true", "--train.sample_every=4", TORCH_LOGS="recompiles,graph_code"
     )
@@ -121,8 +122,8 @@ def test_compiled_blocks_train_alike_and_are_not_compiled_again(whole, train):
     assert weights(run_dir).keys() == weights(whole).keys()
 
 
-def test_the_launch_configs_start_what_they_say(train, workplace):
-    """On CPUs the one for CPUs and the sharded one; the others are read as `accelerate launch` reads them."""
+def test_the_launch_configs_start_the_processes_they_promise(train, workplace):
+    """The configs for CPUs and for sharding run here; the others are only parsed, as `accelerate launch` does."""
     folder = ROOT / "configs" / "accelerate"
     for name, options in {"cpu": (), "fsdp2": ("--num_processes", "2", "--mixed_precision", "no")}.items():
         launcher = (*LAUNCH, "--config_file", str(folder / f"{name}.yaml"), "--main_process_port", "0", *options)
@@ -140,7 +141,7 @@ def test_the_launch_configs_start_what_they_say(train, workplace):
     }
 
 
-def test_accelerate_s_own_switch_compiles_the_blocks(train):
+def test_accelerate_s_own_flag_compiles_the_blocks(train):
     launcher = (*LAUNCH, "--dynamo_backend", "inductor")
     _, done = train("dynamo", "--train.max_steps=1", launcher=launcher, TORCH_LOGS="graph_code")
     assert done.returncode == 0, done.stderr
@@ -156,4 +157,7 @@ def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(train):
 
 def test_fp16_without_a_gpu_is_refused(train):
     _, done = train("halves", "--train.mixed_precision=fp16")
-    assert done.returncode == 2 and "train.mixed_precision: got fp16 on cpu, allowed there: no or bf16" in done.stderr
+    assert (
+        done.returncode == 2
+        and "train.mixed_precision: got fp16, allowed: no or bf16 on a device of type cpu" in done.stderr
+    )

@@ -1,4 +1,4 @@
-"""plot.py: what it draws of metrics files, and what it says of those that it cannot draw."""
+"""plot.py: the pictures of metrics files, and the errors for files that cannot be drawn."""
 
 import json
 from math import exp, nan
@@ -87,7 +87,7 @@ def test_the_loss_is_in_bits_and_every_run_has_one_colour_in_all_panels():
     assert [line.get_color() for line in entries.values()] == [thin.get_color(), thin_other.get_color()]
 
 
-def test_the_legend_says_the_best_and_the_last_validation_score():
+def test_the_legend_has_the_best_and_the_last_validation_score():
     lines = curve()
     lines[-1]["validation/bits_per_byte"] = 2.75
     assert labels(draw({"run": lines})) == ["run: validation best 2.2500, last 2.7500 bits per byte"]
@@ -102,7 +102,7 @@ def test_up_to_eight_runs_can_be_told_apart(count):
     assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == count
 
 
-def test_a_name_takes_as_many_parents_as_tell_it_apart(tmp_path):
+def test_a_name_has_as_many_parent_folders_as_it_needs_to_be_unique(tmp_path):
     folders = ["a/seed/run", "b/seed/run", "b/other", "b/rerun/run"]
     paths = [tmp_path / folder / "metrics.jsonl" for folder in folders]
     assert run_names(paths) == ["a/seed/run", "b/seed/run", "other", "rerun/run"]
@@ -123,7 +123,7 @@ def test_null_and_nan_are_left_out_and_a_cut_last_line_too(tmp_path):
     assert list(thin.get_xdata()) == list(x)
 
 
-def test_a_panel_that_no_run_has_figures_for_is_left_out():
+def test_a_panel_without_data_is_left_out():
     lines = [
         {k: v for k, v in line.items() if k in ("step", "train/bits_per_byte", "train/learning_rate")}
         for line in curve()
@@ -136,7 +136,7 @@ def test_a_panel_that_no_run_has_figures_for_is_left_out():
     assert set(panels(draw({"run": [{"step": 1, "validation/bits_per_byte": 3.0}]}))) == {"train/bits_per_byte"}
 
 
-def test_smoothing_keeps_length_and_range_and_takes_the_noise_off():
+def test_smoothing_keeps_length_and_range_and_removes_noise():
     generator = np.random.default_rng(0)
     for size in (1, 2, 7, 60, 1000):
         values = generator.normal(3, 1, size)
@@ -149,7 +149,7 @@ def test_smoothing_keeps_length_and_range_and_takes_the_noise_off():
     np.testing.assert_allclose(smooth(straight)[:-10], straight[:-10], atol=1e-9)  # no lag, from the first value on
 
 
-def test_neither_the_first_steps_nor_a_diverged_run_squash_the_rest():
+def test_neither_the_first_steps_nor_a_diverged_run_set_the_scale():
     x = np.arange(1.0, 1001)
     falls = 2 + 6 * np.exp(-x / 20)
     low, high = loss_range([(x, falls)])
@@ -180,12 +180,12 @@ def test_time_and_bytes_can_be_the_axis():
         (["RUN", "TMP/none"], ["run: got", "none", "allowed: a run directory or its metrics.jsonl"]),
         (["TMP/empty"], ["run: got", "no whole line", "allowed: a run of one step or more"]),
         (["TMP/broken"], ["run: got 'what?' in line 2 of", "allowed: JSON objects"]),
-        (["TMP/bare"], ["run: got no figure to draw in bare", "allowed: lines with train/bits_per_byte"]),
+        (["TMP/bare"], ["run: got nothing to draw in bare", "allowed: lines with train/bits_per_byte"]),
         ([f"TMP/{number}" for number in range(9)], ["run: got 9 runs", "allowed: 1 to 8"]),
         ([], ["run"]),
     ],
 )
-def test_what_cannot_be_drawn_is_said_in_one_line(tmp_path, capsys, arguments, words):
+def test_an_input_that_cannot_be_drawn_gives_one_line(tmp_path, capsys, arguments, words):
     write(tmp_path / "run", curve())
     write(tmp_path / "empty", [])
     write(tmp_path / "bare", [{"step": 1}])

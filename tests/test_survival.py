@@ -1,4 +1,4 @@
-"""Nothing is lost: kills at any moment, damaged checkpoints, signals, full disks and numbers that are not finite."""
+"""No training is lost: kills at any moment, damaged checkpoints, signals, full disks, numbers that are not finite."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def start(workplace: Path, run_dir: Path, *options, launcher=(sys.executable,), 
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL for a launcher and all that it started, at once."""
+    """SIGKILL a launcher and everything it started."""
     family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for member in family:
         member.kill()
@@ -44,7 +44,7 @@ def size(path: Path) -> int:
 
 @pytest.mark.parametrize(("launcher", "kills"), [(LAUNCH, 12), (LAUNCH_TWO, 8)], ids=["1 process", "2 processes"])
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(workplace, launcher, kills):
-    """Some kills come at random steps, others when a checkpoint is half written."""
+    """Half of the kills come at random steps, the others while a checkpoint is being written."""
     environment = {"ACCELERATE_USE_CPU": "true"}
     whole, cut = (workplace / f"{name}-{len(launcher)}" for name in ("through", "killed"))
     process = start(workplace, whole, *LONG, launcher=launcher, **environment)
@@ -53,16 +53,16 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(workplace, laun
     assert f"{2 if launcher is LAUNCH_TWO else 1} process(es)" in said
 
     chance, half_written = random.Random(0), 0
-    for life in range(kills):
+    for attempt in range(kills):
         writing, lines = cut / "checkpoints" / ".writing", cut / "metrics.jsonl"
-        process = start(workplace, cut, *(("--resume",) if life else LONG), launcher=launcher, **environment)
+        process = start(workplace, cut, *(("--resume",) if attempt else LONG), launcher=launcher, **environment)
         shutil.rmtree(writing, ignore_errors=True)
         before, steps = size(lines), chance.randint(0, 20)
         while process.poll() is None:
-            if life % 2 and size(lines) > before and writing.exists():
-                time.sleep(chance.random() * 0.005)  # into the middle of it
+            if attempt % 2 and size(lines) > before and writing.exists():
+                time.sleep(chance.random() * 0.005)  # into the middle of writing
                 break
-            if not life % 2 and size(lines) > before + 200 * steps:
+            if not attempt % 2 and size(lines) > before + 200 * steps:
                 break
             time.sleep(0.0005)
         assert process.poll() is None, process.communicate()
@@ -79,7 +79,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(workplace, laun
     assert all(same(*states) for states in zip(*(o.values() for o in optimizers), strict=True))
 
 
-def harm(file: Path, how: str, chance: random.Random) -> None:
+def damage_file(file: Path, how: str, chance: random.Random) -> None:
     content = bytearray(file.read_bytes())
     if how == "deleted":
         file.unlink()
@@ -91,22 +91,22 @@ def harm(file: Path, how: str, chance: random.Random) -> None:
 
 
 @pytest.mark.parametrize("how", ["truncated", "flipped", "deleted"])
-def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(whole, workplace, train, how):
+def test_a_damaged_checkpoint_is_skipped_and_the_run_ends_the_same(whole, workplace, train, how):
     chance, run_dir = random.Random(how), workplace / how
     newest = checkpoints(whole)[-1]
     assert damage(newest) is None
-    for file in sorted(newest.iterdir()):  # any damage to any file is seen
+    for file in sorted(newest.iterdir()):  # any damage to any file is noticed
         for trial in range(20):
             copy = workplace / "copy" / newest.name
             shutil.copytree(newest, copy)
-            harm(copy / file.name, how, chance)
+            damage_file(copy / file.name, how, chance)
             assert file.name in damage(copy) or "manifest.json" in file.name, (file, trial)
             shutil.rmtree(copy)
 
     shutil.copytree(whole, run_dir)
     shutil.rmtree(checkpoints(run_dir)[-1])
     victim = chance.choice(sorted(checkpoints(run_dir)[-1].iterdir()))
-    harm(victim, how, chance)
+    damage_file(victim, how, chance)
     text = (run_dir / "metrics.jsonl").read_text()
     (run_dir / "metrics.jsonl").write_text(text[: int(len(text) * 0.6)])  # and a line is cut off, too
     _, done = train(how, "--resume")
@@ -119,7 +119,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_the_run_ends_the_same(whole, wo
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_resume_goes_on_at_the_next_step(workplace, train, number):
+def test_a_signal_saves_and_resume_continues_at_the_next_step(workplace, train, number):
     steps = ("--train.max_steps=2000", "--train.checkpoint_every=2000", "--train.validate_every=2000")
     run_dir = workplace / f"stopped-{number}"
     process = start(workplace, run_dir, *steps)
@@ -137,8 +137,8 @@ def test_a_signal_saves_and_resume_goes_on_at_the_next_step(workplace, train, nu
     assert read_state(checkpoints(run_dir)[-1]).step == at + 3
 
 
-def test_a_launcher_that_is_told_to_stop_lets_its_processes_save(workplace):
-    """The launcher passes SIGTERM on, and gives them time."""
+def test_a_stopped_launcher_lets_its_processes_save(workplace):
+    """The launcher forwards SIGTERM, and waits."""
     run_dir, steps = workplace / "launched", ("--train.max_steps=20000", "--train.checkpoint_every=20000")
     quiet = ("--train.validate_every=20000", "--train.log_every=1")
     process = start(workplace, run_dir, *steps, *quiet, launcher=LAUNCH_TWO, ACCELERATE_USE_CPU="true")
@@ -153,12 +153,12 @@ def test_a_launcher_that_is_told_to_stop_lets_its_processes_save(workplace):
     assert read_state(last).step == len(losses(run_dir)) > 0 and damage(last) is None
 
 
-def test_a_second_signal_leaves_at_once(workplace):
+def test_a_second_signal_exits_at_once(workplace):
     run_dir = workplace / "stopped-twice"
     process = start(workplace, run_dir, "--train.max_steps=2000000", "--train.checkpoint_every=1000000")
     while not size(run_dir / "metrics.jsonl"):
         assert process.poll() is None, process.communicate()
-    os.kill(process.pid, signal.SIGSTOP)  # so that both are there before the step ends
+    os.kill(process.pid, signal.SIGSTOP)  # both signals arrive before the step ends
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGINT)
     os.kill(process.pid, signal.SIGCONT)
@@ -168,7 +168,7 @@ def test_a_second_signal_leaves_at_once(workplace):
 
 
 def test_only_the_newest_and_the_best_checkpoints_stay(workplace, train):
-    """The rate goes up so far that the second validation is worse than the first."""
+    """The learning rate rises so far that the second validation is worse than the first."""
     options = ("--train.max_steps=24", "--train.checkpoint_every=4", "--train.validate_every=4")
     options += ("--train.warmup_steps=1000", "--train.learning_rate=400", "--train.keep_checkpoints=2")
     run_dir, done = train("worse", *options)
@@ -180,7 +180,7 @@ def test_only_the_newest_and_the_best_checkpoints_stay(workplace, train):
 
 
 class TestFailures:
-    """One line that says what failed and how to go on, exit code 1, and the last checkpoint whole."""
+    """One line with the failure and how to resume, exit code 1, and a whole last checkpoint."""
 
     def is_one_line(self, done, *expected):
         assert done.returncode == 1, done.stderr

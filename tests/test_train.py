@@ -1,4 +1,4 @@
-"""train.py, evaluate.py and generate.py as their users run them: real processes on a small corpus."""
+"""train.py, evaluate.py and generate.py as users run them: real processes on a small corpus."""
 
 import json
 import re
@@ -12,7 +12,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 
 import train as training_script
@@ -35,11 +34,19 @@ def test_a_run_learns_and_leaves_everything_in_its_directory(whole):
     assert "│" in (whole / "samples" / "step-00000012.txt").read_text()
     settings = yaml.safe_load((whole / "config.yaml").read_text())
     assert settings["model"]["dim"] == [16, 24] and settings["train"]["weight_decay"] == 0.1
-    assert {p.name for p in (whole / "model").iterdir()} == {"README.md", "config.json", "model.safetensors"}
+    assert {p.name for p in (whole / "model").iterdir()} == {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "training.json",
+    }
+    best = json.loads((whole / "model" / "training.json").read_text())
+    assert best["step"] == 12 and best["validation_bits_per_byte"] == scores[1]
+    assert (whole / "config.yaml").read_text().startswith(f"# code version {best['code_version']}\n")
 
 
-def test_it_says_what_will_run_how_it_ended_and_what_to_type_next(whole):
-    said = (whole / "said.txt").read_text()
+def test_it_prints_what_will_run_how_it_ended_and_what_to_type_next(whole):
+    said = (whole / "printed.txt").read_text()
     for expected in ("cpu, 1 process", "float32", "level 4x", "FLOPs to train on a byte", "valid 1,"):
         assert expected in said
     best = min(line["validation/bits_per_byte"] for line in metrics(whole) if "validation/bits_per_byte" in line)
@@ -85,10 +92,11 @@ def test_generate_gives_the_same_bytes_for_the_same_seed(whole, command):
     assert several.stdout.count("7 ") >= 3
 
 
-def test_a_sample_goes_on_from_a_line_that_has_none_after_it():
-    model = HierarchicalTransformer(dim=8, depth=1, heads=1, dim_head=8, seq_len=16)
-    text = np.frombuffer(b"one line\n", np.uint8)
-    assert training_script.sample(Accelerator(cpu=True), model, text, 0, 3).startswith("one line\n│")
+def test_a_sample_continues_the_first_whole_line_or_the_only_one():
+    assert training_script.first_line(b"half a line\na whole line\n") == b"a whole line\n"
+    assert training_script.first_line(b"one line\n") == b"one line\n"
+    assert training_script.first_line(b"no end") == b"no end"
+    assert len(training_script.first_line(b"x" * 100)) == 64
 
 
 def test_generate_speaks_json_and_stops(whole, command):
@@ -129,6 +137,7 @@ class TestWrongInput:
             (["--data.name=enwik8", "--data.head=true"], "does not begin as enwik8 does"),
             (["--run_dir=/dev/null"], "run_dir: got /dev/null, allowed: a folder that can be written"),
             (["--resume"], "holds no run to resume"),
+            (["--train.trackers=[abacus]"], "train.trackers: got [abacus], allowed: any of metrics_file, wandb, tr"),
         ],
         ids=lambda value: None if isinstance(value, str) else " ".join(value),
     )
@@ -142,11 +151,11 @@ class TestWrongInput:
     def test_of_a_run_directory_that_is_taken(self, whole, train):
         before = (whole / "metrics.jsonl").read_bytes()
         _, done = train("whole")
-        self.is_one_line(done, "already holds a run; allowed: --resume")
+        self.is_one_line(done, "already holds a run: continue it with --resume, or choose another --run_dir")
         _, done = train("whole", "--resume", "--model.depth=2", "--data.name=python")
-        self.is_one_line(
-            done, "holds another run's config: model.depth is 2 here and 1 there; data.name is python here"
-        )
+        assert done.returncode == 2 and "Traceback" not in done.stderr
+        assert f"model.depth: got 2, allowed: 1, as in {whole / 'config.yaml'}" in done.stderr
+        assert f"data.name: got python, allowed: files, as in {whole / 'config.yaml'}" in done.stderr
         assert (whole / "metrics.jsonl").read_bytes() == before
 
     def test_of_evaluate(self, whole, command, tmp_path):

@@ -1,18 +1,21 @@
-"""Dropout whose chance a CPU draws for four elements at once."""
+"""Faster dropout on CPUs: one 64-bit random integer serves four elements."""
 
 from math import ceil
 
 import torch
 from torch import Tensor, nn
 
-RESOLUTION = 2**16  # values of the chance of an element; a probability is rounded to so many parts
+RESOLUTION = 2**16  # an element gets 16 random bits, so probabilities are rounded to multiples of 1 / RESOLUTION
 
 
 @torch.library.custom_op("training::random_bits", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def random_bits(like: Tensor) -> Tensor:
-    """16 random bits for each element of a tensor on the CPU: int16, in its shape. An operation of its own, because a
-    compiler draws one by one; of the tensor, because it makes one call of two whose arguments are equal."""
-    words = torch.empty(ceil(like.numel() / 4), dtype=torch.int64).random_(-(2**63), None)  # all of their 64 bits
+    """16 random bits for each element of a tensor on the CPU: int16, of the same shape.
+
+    A custom op, since Inductor would generate the bits one by one. It takes the tensor so that Inductor does not merge
+    two calls.
+    """
+    words = torch.empty(ceil(like.numel() / 4), dtype=torch.int64).random_(-(2**63), None)  # the full range
     return words.view(torch.int16)[: like.numel()].view(like.shape)
 
 
@@ -22,8 +25,10 @@ def _(like: Tensor) -> Tensor:
 
 
 class BulkDropout(nn.Dropout):
-    """`nn.Dropout`, out of place, with 16 random bits for an element on a CPU, where PyTorch draws one element after
-    another, which takes an eighth of a training step (benchmarks/LOG.md). Elsewhere it is PyTorch's."""
+    """`nn.Dropout`, out of place, with 16 random bits for each element on a CPU, and PyTorch's own on other devices.
+
+    PyTorch draws elements one by one on a CPU, which takes an eighth of a training step (benchmarks/LOG.md).
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         dropped = min(round(self.p * RESOLUTION), RESOLUTION - 1)
@@ -34,7 +39,7 @@ class BulkDropout(nn.Dropout):
 
 
 def draw_dropout_in_bulk(model: nn.Module) -> None:
-    """Have all `nn.Dropout` of a model, none of which has weights, drawn so."""
+    """Replace every `nn.Dropout` of a model by a `BulkDropout`. Weights and their names stay."""
     for module in list(model.modules()):
         for name, child in module.named_children():
             if type(child) is nn.Dropout and not child.inplace:

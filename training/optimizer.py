@@ -21,7 +21,7 @@ class Muon(torch.optim.Muon):
         super().__init__(params, lr=lr, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure=None):
         assert closure is None
         for group in self.param_groups:
             same_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
@@ -37,7 +37,7 @@ class Muon(torch.optim.Muon):
     def update(self, params: list[Tensor], group: dict) -> None:
         """Step matrices of one shape."""
         # Nesterov's momentum
-        grads = [p.grad for p in params]
+        grads = [p.grad for p in params if p.grad is not None]
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
         directions = torch._foreach_lerp(grads, buffers, group["momentum"])
@@ -88,7 +88,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure=None):
         loss = None if closure is None else torch.enable_grad()(closure)()
         for is_muon, part in self.parts.items():
             # A loaded checkpoint or a sharded model replaces state and groups, so the parts take them at each step.

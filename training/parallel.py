@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import (
     DynamoBackend,
     FullyShardedDataParallelPlugin,
@@ -126,7 +127,7 @@ def prepare(
     return model, optimizer
 
 
-def create_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def create_optimizer_state(model: nn.Module, optimizer: AcceleratedOptimizer) -> None:
     """Create the state of a sharded optimizer now, at step 0. PyTorch would create it when a checkpoint first reads it,
     by a step at a learning rate of 0, which would count."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict  # slow to import

@@ -20,7 +20,7 @@ from training.speed import flops_per_byte
 from training.step import StepResult, Trainer
 from training.stop_signal import StopSignal
 from training.summary import print_header
-from training.trackers import Metrics, Trackers
+from training.trackers import Trackers
 
 
 @dataclass
@@ -80,11 +80,8 @@ class Run:
         self.stop_requested = result.stop_requested
         self.speed_meter.add(result)
 
-        metrics: Metrics = {"bytes": state.step * self.bytes_per_step, "seconds": round(state.seconds, 3)}
-        metrics |= result.metrics
-        if not result.finite:
-            metrics["offsets"] = result.offsets
-        self.trackers.log(state.step, metrics)
+        axes = {"bytes": state.step * self.bytes_per_step, "seconds": round(state.seconds, 3)}
+        self.trackers.log(state.step, {**axes, **result.metrics}, result.offsets)
 
 
 def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers: Trackers) -> Run:
@@ -99,7 +96,6 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
     # -- what a training step needs
     optimizer = build_optimizer(model, config.train)
     model, optimizer = prepare(accelerator, model, optimizer, config.train)
-    stop_signal = StopSignal()
     trainer = Trainer(
         accelerator=accelerator,
         model=model,
@@ -108,7 +104,6 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
         data=corpus["train"],
         seq_len=config.model.seq_len,
         activations=activations,
-        stop_signal=stop_signal,
     )
     bytes_per_step = trainer.global_batch_size * trainer.seq_len
     speed_meter = SpeedMeter(accelerator, bytes_per_step, 3 * flops)
@@ -123,7 +118,9 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
             state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
         accelerator.print(f"resuming from {checkpoint}")
 
+    # -- the trackers, and then Ctrl-C, for which wandb may set a handler as well
     trackers.start(state)
+    trainer.stop_signal = stop_signal = StopSignal()
     return Run(
         config=config,
         corpus=corpus,

@@ -1,4 +1,4 @@
-"""How fast a machine could be, and how much work a model is: floating-point operations, counted and measured."""
+"""Floating-point operations: how many a model needs, and how many a machine can do per second."""
 
 import ctypes
 import platform
@@ -11,12 +11,11 @@ from model import HierarchicalTransformer, ModelConfig
 
 
 def flops_per_byte(config: ModelConfig) -> float:
-    """Floating-point operations of one forward pass at full length, a byte; a training step takes three times as many.
+    """Floating-point operations per byte of a forward pass at full length. A training step takes three times as many.
 
-    Counts matrix products and attention as they are done without a GPU, pairs that a mask hides included, on a model
-    without storage.
+    Counts matrix products, and attention as it runs on a CPU, masked pairs included.
     """
-    with torch.device("meta"):
+    with torch.device("meta"):  # shapes without storage
         model = HierarchicalTransformer(**config.to_dict())
         ids = torch.zeros(1, config.seq_len, dtype=torch.long)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -25,31 +24,37 @@ def flops_per_byte(config: ModelConfig) -> float:
 
 
 def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) -> float:
-    """The most floating-point operations a second that square matrix products reach here, measured for `seconds`."""
+    """The most floating-point operations per second that products of square matrices reach in `seconds` of trying."""
     n = 1024 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    best, until = 0.0, time.perf_counter() + seconds
-    a @ b  # wakes the library
+    a @ b  # the first product is slow, as libraries load
     synchronize(device)
-    while time.perf_counter() < until or not best:
-        begun = time.perf_counter()
+
+    best = 0.0
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or best == 0.0:
+        started = time.perf_counter()
         a @ b
         synchronize(device)
-        best = max(best, 2 * n**3 / (time.perf_counter() - begun))
+        best = max(best, 2 * n**3 / (time.perf_counter() - started))
     return best
 
 
 def keep_freed_memory() -> None:
-    """Have this process keep the memory that it frees, for what it needs next. Left alone, glibc gives the gradients of
-    large tables back after each step, and the system clears every page of them anew in the next one."""
-    if platform.libc_ver()[0] == "glibc":
-        m_trim_threshold, m_mmap_threshold = -1, -3  # malloc.h
-        libc = ctypes.CDLL(None)
-        libc.mallopt(m_mmap_threshold, 32 << 20)  # the most that it takes
-        libc.mallopt(m_trim_threshold, (1 << 31) - 1)
+    """Make this process keep freed memory for later use.
+
+    By default, glibc returns the gradients of large embedding tables to the system after each step, and the system
+    clears every page again in the next step. Other C libraries are left as they are.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    m_trim_threshold, m_mmap_threshold = -1, -3  # from malloc.h
+    libc = ctypes.CDLL(None)
+    libc.mallopt(m_mmap_threshold, 32 << 20)  # the largest value that glibc accepts
+    libc.mallopt(m_trim_threshold, (1 << 31) - 1)
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has done all that it was given."""
+    """Wait until a device has finished all of its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

@@ -1,4 +1,4 @@
-"""Dropout in bulk is dropout: which elements go is independent, how many as likely as asked, and the rest grows."""
+"""Dropout in bulk is dropout: elements are dropped independently, at the given rate, and the rest is scaled up."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from training.dropout import RESOLUTION, BulkDropout, draw_dropout_in_bulk
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [0.001, 0.1, 0.5, 0.9])
-def test_so_many_are_dropped_and_the_others_grow(p, dtype):
+def test_the_given_share_is_dropped_and_the_rest_scaled_up(p, dtype):
     torch.manual_seed(0)
     n = 400_001  # not a multiple of four
     out = BulkDropout(p)(torch.ones(n, dtype=dtype))
@@ -33,7 +33,7 @@ def test_elements_are_independent():
         assert abs(alike - 0.5) < 5 * 0.5 / len(flat) ** 0.5
 
 
-def test_the_gradient_goes_where_the_value_went():
+def test_the_gradient_is_masked_and_scaled_as_the_value():
     torch.manual_seed(0)
     x = torch.randn(64, 33, requires_grad=True)
     out = BulkDropout(0.25)(x)
@@ -83,7 +83,7 @@ def test_almost_everything_may_be_dropped():
     assert out.count_nonzero() < 20
 
 
-def test_a_model_takes_it_and_keeps_its_weights_and_names():
+def test_a_model_keeps_its_weights_and_their_names():
     model = build(depth=2, dim=16, dropout=0.5, ngrams=(2,), ngram_dropout=0.5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     draw_dropout_in_bulk(model)

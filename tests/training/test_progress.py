@@ -18,14 +18,10 @@ def test_the_time_left_counts_everything_to_come():
     config = TrainConfig(max_steps=100, validate_every=30, sample_every=0, checkpoint_every=50, validate_bytes=3000)
     progress = Progress(config, 40, bytes_per_step=500, shown=False)
     progress.step_seconds.extend([1.0, 3.0])
-    assert progress.seconds_left() == pytest.approx(
-        60 * 2 + 3 * 2 * 3000 / 500 / 3
-    )  # no validation yet: a third of training
-    progress.last_seconds = {
-        "validation": 7.0,
-        "sample": 11.0,
-        "checkpoint": 13.0,
-    }  # at 60, 90 and 100; at 100; at 50 and 100
+    validation = 2 * 3000 / 500 / 3  # none yet: a third of the training time on as many bytes
+    assert progress.seconds_left() == pytest.approx(60 * 2 + 3 * validation)
+    progress.last_seconds = {"validation": 7.0, "sample": 11.0, "checkpoint": 13.0}
+    # validations at 60, 90 and 100, a sample at 100, checkpoints at 50 and 100
     assert progress.seconds_left() == pytest.approx(60 * 2 + 3 * 7 + 11 + 2 * 13)
     progress.step = 100
     assert progress.seconds_left() == 0

@@ -25,8 +25,8 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of other C libraries it asks nothing")
-def test_memory_that_was_freed_is_not_cleared_again():
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="does nothing on other C libraries")
+def test_freed_memory_is_used_again_without_page_faults():
     kept, left_alone = (
         int(subprocess.run((sys.executable, "-c", FAULTS.format(keep=keep)), capture_output=True, check=True).stdout)
         for keep in (True, False)

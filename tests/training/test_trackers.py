@@ -1,9 +1,10 @@
-"""What a dashboard is sent, read back from the file that an offline run leaves for `wandb sync`."""
+"""Trackers: what a dashboard receives, read back from where it keeps it."""
 
 import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
@@ -12,30 +13,42 @@ import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
 from tests.conftest import ROOT
-from tests.runs import losses, metrics
-from training.config import load_config
+from tests.runs import NO_GPU, losses, metrics
+from training.checkpoints import RunState
+from training.config import Config, TrainConfig, load_config
+from training.trackers import TRACKERS, Trackers
+from utils.errors import UserError
 
 
 def records(file: Path) -> list[Record]:
-    """Of a .wandb file: a log in LevelDB's format (blocks of 32 KiB, chunks with crc, length and type), 7 bytes in."""
-    content, found, whole, at = file.read_bytes(), [], b"", 7
-    while at + 7 <= len(content):
-        left = 32768 - at % 32768
-        if left < 7:
-            at += left
+    """The records of a .wandb file. It is a LevelDB log that starts after 7 bytes: blocks of 32 KiB, with chunks that
+    have a header of 7 bytes (crc, length, type)."""
+    content = file.read_bytes()
+    found, partial = [], b""
+    position = 7
+    while position + 7 <= len(content):
+        left_in_block = 32768 - position % 32768
+        if left_in_block < 7:
+            position += left_in_block
             continue
-        size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
-        whole += content[at + 7 : at + 7 + size]
-        at += 7 + size
-        if kind in (1, 4):  # a whole record, or the last chunk of one
-            found.append(Record.FromString(whole))
-            whole = b""
+        size = int.from_bytes(content[position + 4 : position + 6], "little")
+        chunk_type = content[position + 6]
+        partial += content[position + 7 : position + 7 + size]
+        position += 7 + size
+        if chunk_type in (1, 4):  # a whole record, or the last chunk of one
+            found.append(Record.FromString(partial))
+            partial = b""
     return found
 
 
+def wandb_files(run_dir: Path) -> list[Path]:
+    return sorted((run_dir / "wandb").glob("offline-run-*/*.wandb"))
+
+
 def history(run_dir: Path) -> list[dict]:
+    """The rows that a run logged, over all files of its resumes."""
     rows = []
-    for file in sorted((run_dir / "wandb").glob("offline-run-*/*.wandb")):
+    for file in wandb_files(run_dir):
         for record in records(file):
             if record.WhichOneof("record_type") == "history":
                 items = record.history.item
@@ -48,35 +61,26 @@ def watched(workplace):
     return workplace / "watched"
 
 
-def test_an_offline_run_holds_all_that_a_dashboard_shows(watched, train):
+def test_an_offline_wandb_run_has_every_metric_sample_setting_and_model(watched, train):
     options = ("--wandb.mode=offline", "--wandb.log_model=true", "--train.max_steps=8", "--train.sample_every=3")
     loud = {"WANDB_SILENT": "false"}  # as users have it
     run_dir, done = train("watched", *options, "--model.next_latent_loss_weight=0.1", **loud)
     assert done.returncode == 0, done.stderr
-    (file,) = (run_dir / "wandb").glob("offline-run-*/*.wandb")
+    (file,) = wandb_files(run_dir)
     assert f"dashboard   wandb sync {file.parent}\n" in done.stdout
     assert "Run summary" not in done.stdout + done.stderr
 
+    # every step, with the values of metrics.jsonl
     rows = [row for row in history(run_dir) if "train/loss" in row]
     assert [row["_step"] for row in rows] == list(range(1, 9))
     for row, line in zip(rows, metrics(run_dir), strict=True):
         assert {key: row[key] for key in line if key != "step"} == {k: v for k, v in line.items() if k != "step"}
-    for key in (
-        "levels/next_latent/1x",
-        "levels/next_latent/4x",
-        "levels/activation/4x",
-        "train/gradient_norm",
-        "train/learning_rate",
-    ):
+    for key in ("levels/next_latent/1x", "levels/next_latent/4x", "levels/activation/4x"):
         assert key in rows[-1]
-    for key in (
-        "train/update_ratio",
-        "speed/bytes_per_second",
-        "speed/mfu",
-        "speed/peak_memory_gib",
-        "speed/data_wait",
-    ):
-        assert key in rows[5]  # step 6, a multiple of log_every
+    for key in ("bytes", "seconds", "train/bits_per_byte", "train/gradient_norm", "train/learning_rate"):
+        assert key in rows[-1]
+    measured = ("train/update_ratio", "speed/bytes_per_second", "speed/mfu", "speed/peak_memory_gib", "speed/data_wait")
+    assert all(key in rows[5] for key in measured)  # step 6, a multiple of log_every
 
     tables = sorted((file.parent / "files" / "media" / "table").glob("*.json"), key=lambda p: p.stat().st_mtime_ns)
     texts = [row for table in tables for row in json.loads(table.read_text())["data"]]
@@ -91,7 +95,19 @@ def test_an_offline_run_holds_all_that_a_dashboard_shows(watched, train):
     assert any("model-" in str(artifact) and "model.safetensors" in str(artifact) for artifact in artifacts)
 
 
-def test_a_resume_goes_on_with_the_same_dashboard(watched, train):
+def test_wandb_draws_over_bytes_and_seconds_and_keeps_the_best_validation(watched):
+    defined = {}
+    for record in records(wandb_files(watched)[0]):
+        if record.WhichOneof("record_type") == "metric":
+            defined[record.metric.name or record.metric.glob_name] = record.metric
+    assert {"bytes", "seconds"} <= defined.keys()
+    for group, axis in {"train": "bytes", "levels": "bytes", "validation": "bytes", "speed": "seconds"}.items():
+        assert defined[f"{group}/*"].step_metric == axis
+    best = defined["validation/bits_per_byte"]
+    assert best.step_metric == "bytes" and best.summary.min
+
+
+def test_a_resume_continues_the_same_dashboard(watched, train):
     _, done = train("watched", "--resume", "--train.max_steps=10")
     assert done.returncode == 0, done.stderr
     assert len({p.name.rsplit("-", 1)[1] for p in (watched / "wandb").glob("offline-run-*")}) == 1
@@ -99,7 +115,7 @@ def test_a_resume_goes_on_with_the_same_dashboard(watched, train):
     assert [row["_step"] for row in history(watched) if "train/loss" in row] == list(range(1, 11))
 
 
-def test_a_run_that_is_killed_at_once_goes_on_with_the_same_dashboard(workplace, train):
+def test_a_run_killed_right_after_its_start_continues_the_same_dashboard(workplace, train):
     run_dir, done = train("early", "--wandb.mode=offline", "--train.max_steps=4")
     assert done.returncode == 0, done.stderr
     for checkpoint in sorted((run_dir / "checkpoints").iterdir())[1:]:
@@ -110,11 +126,128 @@ def test_a_run_that_is_killed_at_once_goes_on_with_the_same_dashboard(workplace,
     assert len({p.name.rsplit("-", 1)[1] for p in (run_dir / "wandb").glob("offline-run-*")}) == 1
 
 
-def test_the_sweep_names_settings_that_exist(monkeypatch):
+NEW_TRACKER = """
+import json, sys
+from training.trackers import TRACKERS, Tracker
+import train
+
+class Notebook(Tracker):
+    location = "a notebook"
+
+    def note(self, *entry):
+        with open(self.config.folder / "notebook.jsonl", "a") as file:
+            file.write(json.dumps(entry) + "\\n")
+
+    def start(self, run_id):
+        self.note("start", run_id)
+        return run_id or "first"
+
+    def log(self, lines):
+        self.note("log", [{"step": line.step, **line.metrics} for line in lines])
+
+    def log_sample(self, step, text):
+        self.note("sample", step, text)
+
+    def log_model(self, folder, step, bits_per_byte):
+        self.note("model", str(folder), step, bits_per_byte)
+
+    def finish(self):
+        self.note("finish")
+
+TRACKERS["notebook"] = Notebook
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_new_tracker_is_a_class_and_a_line_and_receives_everything(workplace):
+    run_dir = workplace / "noted"
+    command = [sys.executable, "-c", NEW_TRACKER, f"--run_dir={run_dir}"]
+    new = ["--config", str(workplace / "tiny.yaml"), "--train.trackers=[notebook]", "--train.sample_every=5"]
+    for options in (new, ["--resume", "--train.max_steps=14"]):
+        environment = os.environ | NO_GPU | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "dashboard   a notebook\n" in done.stdout
+
+    entries = [json.loads(line) for line in (run_dir / "notebook.jsonl").read_text().splitlines()]
+    by_kind = {kind: [rest for first, *rest in entries if first == kind] for kind, *_ in entries}
+    assert by_kind["start"] == [[None], ["first"]] and len(by_kind["finish"]) == 2
+    assert [line for (lines,) in by_kind["log"] for line in lines] == metrics(run_dir)  # each step once
+    for step, text in by_kind["sample"]:
+        assert (run_dir / "samples" / f"step-{step:08d}.txt").read_text() == text
+    assert [step for step, _ in by_kind["sample"]] == [5, 10, 12, 14]
+    scores = {line["step"]: line["validation/bits_per_byte"] for line in metrics(run_dir) if line["step"] in (6, 12)}
+    best = [[str(run_dir / "model"), step, score] for step, score in scores.items()]
+    assert by_kind["model"][:2] == best and scores[12] < scores[6]
+
+
+def test_steps_that_a_resumed_run_repeats_are_logged_once(tmp_path):
+    config = Config(run_dir=str(tmp_path), train=TrainConfig(trackers=()))
+    for steps in (range(1, 4), range(2, 6)):
+        trackers = Trackers(config, is_main_process=True)
+        trackers.start(RunState())
+        for step in steps:
+            trackers.log(step, {"train/loss": float("nan")})
+            trackers.log(step, {"seconds": 1.0})
+        trackers.finish()
+    assert metrics(tmp_path) == [{"step": step, "train/loss": None, "seconds": 1.0} for step in range(1, 6)]
+
+
+def test_other_processes_have_no_trackers(tmp_path):
+    trackers = Trackers(Config(run_dir=str(tmp_path)), is_main_process=False)
+    trackers.start(RunState())
+    trackers.log(1, {"train/loss": 1.0})
+    trackers.finish()
+    assert trackers.locations == [] and not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_does_not_exist_is_named_with_those_that_do(tmp_path):
+    config = Config(run_dir=str(tmp_path), train=TrainConfig(trackers=("wandb", "abacus")))
+    with pytest.raises(UserError, match=r"train.trackers: got \[wandb, abacus\], allowed: .*trackio"):
+        Trackers(config, is_main_process=True)
+    assert {"metrics_file", "wandb", "trackio"} <= TRACKERS.keys()
+
+
+def test_trackio_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.trackers.trackio.find_spec", lambda name: None)
+    config = Config(run_dir=str(tmp_path), train=TrainConfig(trackers=("trackio",)))
+    with pytest.raises(UserError, match="trackio, which is not installed: pip install trackio"):
+        Trackers(config, is_main_process=True)
+
+
+READ_TRACKIO = """
+import json
+from trackio.sqlite_storage import SQLiteStorage
+(name,) = SQLiteStorage.get_runs("shelf")
+config = SQLiteStorage.get_run_config("shelf", name)
+print(json.dumps([name, config["train"]["max_steps"], SQLiteStorage.get_logs("shelf", name)], default=str))
+"""
+
+
+@pytest.mark.skipif(find_spec("trackio") is None, reason="trackio is optional")
+def test_trackio_receives_every_step_over_a_resume(workplace, train, tmp_path):
+    local = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    options = ("--train.trackers=[trackio]", "--trackio.project=shelf", "--train.max_steps=6")
+    run_dir, done = train("trackio", *options, **local)
+    assert done.returncode == 0, done.stderr
+    assert "dashboard   trackio show --project shelf\n" in done.stdout and "Trackio project" not in done.stdout
+    _, done = train("trackio", "--resume", "--train.max_steps=8", **local)
+    assert done.returncode == 0, done.stderr
+
+    read = subprocess.run([sys.executable, "-c", READ_TRACKIO], env=os.environ | local, capture_output=True, text=True)
+    assert read.returncode == 0, read.stderr
+    name, max_steps, rows = json.loads(read.stdout.splitlines()[-1])
+    assert name.startswith("trackio-") and max_steps in (6, 8)
+    logged = {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    assert logged == {line["step"]: pytest.approx(line["train/loss"]) for line in metrics(run_dir)}
+
+
+def test_the_sweep_config_has_settings_and_a_metric_that_exist(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     monkeypatch.setenv("WANDB_RUN_ID", "abc123")
     sweep = yaml.safe_load((ROOT / "configs" / "sweep.yaml").read_text())
+    assert sweep["metric"]["name"] == "validation/bits_per_byte"
     values = {name: options["values"] for name, options in sweep["parameters"].items()}
     for choice in product(*values.values()):
         flags = [f"--{name}={value}" for name, value in zip(values, choice, strict=True)]
@@ -131,6 +264,8 @@ def test_online_without_a_key_is_one_line_and_leaves_nothing_behind(tmp_path):
         [*command, "--wandb.mode=online"], cwd=ROOT, env=keyless | home, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    message = "error: wandb.mode: got online without a key, allowed: auto, offline, or after `wandb login`\n"
+    message = (
+        "error: wandb.mode: got online, allowed: auto or offline, as there is no API key; `wandb login` stores one\n"
+    )
     assert done.stderr.endswith(message) and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()

@@ -3,17 +3,18 @@
 A new tracker is a subclass of `Tracker` in a file here, and a line in TRACKERS.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from training.checkpoints import RunState
 from training.config import Config
-from training.trackers.base import Metrics, Tracker
+from training.trackers.base import Line, Tracker
 from training.trackers.metrics_file import MetricsFile
 from training.trackers.trackio import TrackioTracker
 from training.trackers.wandb import WandbTracker
 from utils.errors import Mistake, UserError
 
-__all__ = ["TRACKERS", "Metrics", "MetricsFile", "Tracker", "Trackers"]
+__all__ = ["TRACKERS", "Line", "MetricsFile", "Tracker", "Trackers"]
 
 TRACKERS: dict[str, type[Tracker]] = {
     "metrics_file": MetricsFile,
@@ -40,7 +41,7 @@ class Trackers:
         self.trackers: dict[str, Tracker] = {}
         if is_main_process:
             self.trackers = {name: TRACKERS[name](config) for name in names}  # a name given twice counts once
-        self.pending: dict[int, Metrics] = {}  # by step
+        self.pending: dict[int, Line] = {}  # by step
         self.last_logged_step = 0
 
     def start(self, state: RunState) -> None:
@@ -52,19 +53,21 @@ class Trackers:
             if isinstance(tracker, MetricsFile):
                 self.last_logged_step = tracker.last_step
 
-    def log(self, step: int, metrics: Metrics) -> None:
+    def log(self, step: int, metrics: Mapping[str, int | float], offsets: list[int] | None = None) -> None:
         """Add metrics to those of a step. They are passed on when `flush` is called."""
-        self.pending.setdefault(step, {"step": step}).update(metrics)
+        line = self.pending.setdefault(step, Line(step))
+        line.metrics.update(metrics)
+        line.offsets.extend(offsets or [])
 
     def flush(self) -> None:
-        """Pass on what was logged, but for steps that a resumed run repeats, which metrics.jsonl already has."""
-        lines = [line for step, line in self.pending.items() if step > self.last_logged_step]
+        """Pass on what was logged, except for steps that a resumed run repeats and metrics.jsonl already has."""
+        lines = [line for line in self.pending.values() if line.step > self.last_logged_step]
         self.pending.clear()
         if not lines:
             return
         for tracker in self.trackers.values():
             tracker.log(lines)
-        self.last_logged_step = max(line["step"] for line in lines)
+        self.last_logged_step = lines[-1].step
 
     def log_sample(self, step: int, text: str) -> None:
         """Pass on a text that the model wrote after a step."""

@@ -1,11 +1,20 @@
 """The interface of a tracker."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from training.config import Config
 
-Metrics = dict[str, int | float | list[int]]
-"""Measurements of a step by name, such as "train/loss"; the lists are `offsets`, on steps that were skipped."""
+
+@dataclass
+class Line:
+    """What was measured at a step: a line of metrics.jsonl, or a row of a dashboard."""
+
+    step: int
+    metrics: dict[str, int | float] = field(default_factory=dict)
+    """by name, such as "train/loss"; not always finite"""
+    offsets: list[int] = field(default_factory=list)
+    """first byte of each sequence in the training split, of a step that was skipped; else empty"""
 
 
 class Tracker:
@@ -32,8 +41,8 @@ class Tracker:
         """
         return None
 
-    def log(self, lines: list[Metrics]) -> None:
-        """Take the metrics of steps, each with "step", in increasing order and each step once."""
+    def log(self, lines: list[Line]) -> None:
+        """Take the metrics of some steps. Steps increase, also from call to call, and each comes once."""
         raise NotImplementedError
 
     def log_sample(self, step: int, text: str) -> None:

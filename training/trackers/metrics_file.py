@@ -4,7 +4,7 @@ import json
 import os
 from math import isfinite
 
-from training.trackers.base import Metrics, Tracker
+from training.trackers.base import Line, Tracker
 
 
 class MetricsFile(Tracker):
@@ -25,16 +25,21 @@ class MetricsFile(Tracker):
             last_line = json.loads(complete.splitlines()[-1])
             self.last_step = last_line["step"]
 
-    def log(self, lines: list[Metrics]) -> None:
-        """Write lines all at once, to the disk."""
-        text = "".join(json.dumps(without_nan(line)) + "\n" for line in lines)
+    def log(self, lines: list[Line]) -> None:
+        """Write all lines at once, and wait until they are on the disk."""
+        text = "".join(to_json(line) + "\n" for line in lines)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        self.last_step = lines[-1]["step"]
+        self.last_step = lines[-1].step
 
 
-def without_nan(line: Metrics) -> dict[str, int | float | list[int] | None]:
-    """The same line with null for NaN and infinity, which JSON does not have."""
-    return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in line.items()}
+def to_json(line: Line) -> str:
+    """A line as a JSON object: "step", its metrics, and "offsets" if it has any. NaN and infinity become null."""
+    values: dict[str, int | float | list[int] | None] = {"step": line.step}
+    for name, value in line.metrics.items():
+        values[name] = value if isfinite(value) else None
+    if line.offsets:
+        values["offsets"] = line.offsets
+    return json.dumps(values)

@@ -1,6 +1,7 @@
 """Trackio (https://huggingface.co/docs/trackio): a dashboard on this machine, without an account."""
 
 from contextlib import redirect_stdout
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from shlex import quote
@@ -8,7 +9,7 @@ from uuid import uuid4
 
 from training.code_version import code_version
 from training.config import Config
-from training.trackers.base import Metrics, Tracker
+from training.trackers.base import Line, Tracker
 from utils.errors import UserError
 
 
@@ -23,10 +24,9 @@ class TrackioTracker(Tracker):
         super().__init__(config)
         if find_spec("trackio") is None:
             raise UserError("train.trackers asks for trackio, which is not installed: pip install trackio")
-        self.run = None
 
     def start(self, run_id: str | None) -> str:
-        import trackio  # optional
+        trackio = import_module("trackio")  # optional, so there may be nothing to import
 
         settings = self.config.trackio
         name = settings.name or self.config.folder.name
@@ -45,15 +45,13 @@ class TrackioTracker(Tracker):
             self.location = f"https://huggingface.co/spaces/{settings.space}"
         return self.run.name
 
-    def log(self, lines: list[Metrics]) -> None:
+    def log(self, lines: list[Line]) -> None:
         for line in lines:
-            values = {key: value for key, value in line.items() if key not in ("step", "offsets")}
-            self.run.log(values, step=line["step"])
+            self.run.log(dict(line.metrics), step=line.step)
 
     def log_sample(self, step: int, text: str) -> None:
-        import trackio
-
-        self.run.log({"samples": trackio.Table(columns=["step", "text"], data=[[step, text]])}, step=step)
+        table = import_module("trackio").Table(columns=["step", "text"], data=[[step, text]])
+        self.run.log({"samples": table}, step=step)
 
     def log_model(self, folder: Path, step: int, bits_per_byte: float) -> None:
         """Note the step of the best model. Its files stay in the run directory."""

@@ -3,11 +3,17 @@
 import os
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, cast
 
 from training.code_version import code_version
 from training.config import Config
-from training.trackers.base import Metrics, Tracker
+from training.trackers.base import Line, Tracker
 from utils.errors import Mistake, UserError
+
+if TYPE_CHECKING:
+    import wandb
+
+Mode = Literal["online", "offline", "disabled"]
 
 
 class WandbTracker(Tracker):
@@ -16,8 +22,7 @@ class WandbTracker(Tracker):
     def __init__(self, config: Config):
         super().__init__(config)
         self.mode = choose_mode(config.wandb.mode)
-        self.run = None
-        self.samples = None
+        self.run: wandb.Run | None = None
 
     def start(self, run_id: str | None) -> str | None:
         if self.mode == "disabled":
@@ -25,37 +30,27 @@ class WandbTracker(Tracker):
         import wandb  # takes a second, which runs without it need not wait for
 
         settings = self.config.wandb
-        self.run = wandb.init(
+        run = wandb.init(
             project=settings.project,
             name=settings.name or self.config.folder.name,
             dir=str(self.config.folder),
             mode=self.mode,
             id=run_id,
-            resume="allow",
+            resume="allow" if run_id else None,
             settings=wandb.Settings(quiet=True),  # train.py prints its own summary
         )
-        self.run.config.update(self.config.to_dict() | {"code_version": code_version()}, allow_val_change=True)
-        self.define_axes()
+        run.config.update(self.config.to_dict() | {"code_version": code_version()}, allow_val_change=True)
+        define_axes(run)
+        self.run = run
         self.samples = wandb.Table(["step", "text"], log_mode="INCREMENTAL")
-        self.location = f"wandb sync {shlex.quote(self.run.sync_dir)}" if self.run.offline else self.run.url
-        return self.run.id
+        self.location = f"wandb sync {shlex.quote(run.sync_dir)}" if run.offline else run.url
+        return run.id
 
-    def define_axes(self) -> None:
-        """Losses over bytes, so that runs with different batches compare; speed over seconds. The dashboard can change
-        either. The summary shows the best validation, not the last."""
-        for axis in ("bytes", "seconds"):
-            self.run.define_metric(axis, summary="max")
-        for group in ("train", "levels", "validation"):
-            self.run.define_metric(f"{group}/*", step_metric="bytes")
-        self.run.define_metric("speed/*", step_metric="seconds")
-        self.run.define_metric("validation/bits_per_byte", step_metric="bytes", summary="min")
-
-    def log(self, lines: list[Metrics]) -> None:
+    def log(self, lines: list[Line]) -> None:
         if self.run is None:
             return
         for line in lines:
-            values = {key: value for key, value in line.items() if key not in ("step", "offsets")}
-            self.run.log(values, step=line["step"])
+            self.run.log(line.metrics, step=line.step)
 
     def log_sample(self, step: int, text: str) -> None:
         """Add a row to the table of samples."""
@@ -80,7 +75,18 @@ class WandbTracker(Tracker):
             self.run.finish()
 
 
-def choose_mode(mode: str) -> str:
+def define_axes(run: "wandb.Run") -> None:
+    """Draw losses over bytes, so that runs with different batches compare, and speed over seconds. The dashboard can
+    change either. Its summary has the best validation, not the last."""
+    for axis in ("bytes", "seconds"):
+        run.define_metric(axis, summary="max")
+    for group in ("train", "levels", "validation"):
+        run.define_metric(f"{group}/*", step_metric="bytes")
+    run.define_metric("speed/*", step_metric="seconds")
+    run.define_metric("validation/bits_per_byte", step_metric="bytes", summary="min")
+
+
+def choose_mode(mode: str) -> Mode:
     """wandb's mode for `wandb.mode`: `auto` becomes online if an API key is found, and offline otherwise.
 
     Raises:
@@ -89,7 +95,7 @@ def choose_mode(mode: str) -> str:
     if mode == "auto":
         mode = os.environ.get("WANDB_MODE", "auto")
     if mode not in ("auto", "online"):
-        return mode
+        return cast(Mode, mode)  # checked by the config, or else by wandb
 
     import wandb
 
