@@ -42,7 +42,7 @@ quickstart: environment
 	    set -- --config configs/quickstart.yaml; \
 	fi; \
 	echo "$$ accelerate launch train.py $$*"; PATH="$(ENVIRONMENT)/bin:$$PATH" accelerate launch train.py "$$@"
-	$(call run,python generate.py runs/quickstart --prompt "def ")
+	$(call run,python generate.py runs/quickstart --prompt "def " --min-p 0.05)
 
 ## test         run all tests
 test: environment
@@ -73,5 +73,5 @@ environment:
 	    echo "$$ $$python -m venv .venv"; \
 	    $$python -m venv .venv || { rm -rf .venv; exit 1; }; \
 	fi
-	@"$(ENVIRONMENT)/bin/python" -c '$(SUPPORTED)' || { \
-	    echo 'error: the environment $(ENVIRONMENT) needs Python 3.11 to 3.13' >&2; exit 1; }
+	@"$(ENVIRONMENT)/bin/python" -c '$(SUPPORTED)' 2>/dev/null || { \
+	    echo 'error: $(ENVIRONMENT) has no Python 3.11 to 3.13; deactivate or delete that environment' >&2; exit 1; }
