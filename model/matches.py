@@ -105,7 +105,7 @@ def ngram_contexts(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Context]:
 
 
 def word_contexts(ids: Tensor, word_counts: tuple[int, ...]) -> Iterator[Context]:
-    """For each of `word_counts`, the context of each of ids (b n): its word so far, and that number of whole words before it.
+    """For each of `word_counts`, the context of each of ids (b n): its word so far, and as many whole words before it.
 
     Words are runs of ASCII letters, in either case, and bytes from 128 up. Between words, the current word is the byte
     itself. What separates words does not count. A context starts at the byte before its first word, or at -1 if there

@@ -155,6 +155,13 @@ def test_auto_is_bf16_where_the_cpu_has_instructions_for_it(train):
     assert f"precision   {expected}\n" in done.stdout, done.stderr
 
 
+def test_flex_attention_without_a_gpu_is_refused(train):
+    _, done = train("flexible", "--model.attention=flex", "--model.dim_head=16")
+    assert done.returncode == 2
+    message = "error: model.attention: got flex, allowed: any other backend on a device of type cpu"
+    assert done.stderr.splitlines()[-1] == message
+
+
 def test_fp16_without_a_gpu_is_refused(train):
     _, done = train("halves", "--train.mixed_precision=fp16")
     assert (

@@ -7,12 +7,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from model import HierarchicalTransformer
 from training.parallel import full_tensor
 from training.speed import matmul_peak
 from training.step import StepResult
 
 
-def watch_activations(model: nn.Module) -> dict[str, Tensor]:
+def watch_activations(model: HierarchicalTransformer) -> dict[str, Tensor]:
     """The root mean square of each level's last output in the latest training pass, by name, such as "activation/4x".
 
     Forward hooks keep the dict up to date.

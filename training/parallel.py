@@ -31,7 +31,7 @@ def build_accelerator(config: Config) -> Accelerator:
     """An Accelerator for the configured precision and accumulation, and for as many threads as the machine has cores.
 
     Raises:
-        UserError: on a precision that the device does not have.
+        UserError: on a precision or an attention backend that the device does not have.
     """
     precision = choose_precision(config.train.mixed_precision)
     accumulation = GradientAccumulationPlugin(
@@ -55,6 +55,8 @@ def build_accelerator(config: Config) -> Accelerator:
     device_type = accelerator.device.type
     if precision == "fp16" and device_type != "cuda":
         raise UserError(Mistake("train.mixed_precision", "fp16", f"no or bf16 on a device of type {device_type}"))
+    if config.model.attention == "flex" and device_type != "cuda":
+        raise UserError(Mistake("model.attention", "flex", f"any other backend on a device of type {device_type}"))
     if device_type == "cpu":
         use_all_cores()
         keep_freed_memory()
@@ -149,9 +151,14 @@ def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) 
             continue
         if compiling:
             compiled = torch.compile(module.forward, dynamic=False)
-            module.forward = partial(forward_by_mode, module, compiled, module.forward)
+            set_forward(module, partial(forward_by_mode, module, compiled, module.forward))
         if checkpointing and isinstance(module, Block):
-            module.forward = partial(checkpoint, module.forward, use_reentrant=False)
+            set_forward(module, partial(checkpoint, module.forward, use_reentrant=False))
+
+
+def set_forward(module: nn.Module, forward: Callable[..., torch.Tensor]) -> None:
+    """Replace the forward pass of one module. Its submodules and the names of its weights stay."""
+    module.forward = forward
 
 
 def forward_by_mode(
