@@ -127,7 +127,7 @@ def param_groups(model: nn.Module) -> ParamGroups:
     return groups
 
 
-def linear_weights(module: nn.Module) -> set[nn.Parameter]:
+def linear_weights(module: nn.Module) -> set[Tensor]:
     """The matrices of all linear maps in a module."""
     return {child.weight for child in module.modules() if isinstance(child, nn.Linear)}
 

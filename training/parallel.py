@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, DistributedType, PartialState
@@ -25,6 +26,8 @@ from training.config import Config, TrainConfig
 from training.dropout import draw_dropout_in_bulk
 from training.speed import keep_freed_memory
 from utils.errors import Mistake, UserError
+
+T = TypeVar("T")
 
 
 def build_accelerator(config: Config) -> Accelerator:
@@ -156,14 +159,12 @@ def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) 
             set_forward(module, partial(checkpoint, module.forward, use_reentrant=False))
 
 
-def set_forward(module: nn.Module, forward: Callable[..., torch.Tensor]) -> None:
+def set_forward(module: nn.Module, forward: Callable[..., object]) -> None:
     """Replace the forward pass of one module. Its submodules and the names of its weights stay."""
     module.forward = forward
 
 
-def forward_by_mode(
-    module: nn.Module, compiled: Callable[..., torch.Tensor], plain: Callable[..., torch.Tensor], *args: object
-) -> torch.Tensor:
+def forward_by_mode(module: nn.Module, compiled: Callable[..., T], plain: Callable[..., T], *args: object) -> T:
     """A module's forward pass: compiled in training, plain in evaluation."""
     return compiled(*args) if module.training else plain(*args)
 
