@@ -106,6 +106,11 @@ def test_wandb_draws_over_bytes_and_seconds_and_keeps_the_best_validation(watche
     best = defined["validation/bits_per_byte"]
     assert best.step_metric == "bytes" and best.summary.min
 
+    scores = [line["validation/bits_per_byte"] for line in metrics(watched) if "validation/bits_per_byte" in line]
+    updates = [item for record in records(wandb_files(watched)[0]) for item in record.summary.update]
+    summaries = [json.loads(item.value_json) for item in updates if "validation/bits_per_byte" in item.nested_key]
+    assert summaries[-1] == {"min": min(scores)}
+
 
 def test_a_resume_continues_the_same_dashboard(watched, train):
     _, done = train("watched", "--resume", "--train.max_steps=10")

@@ -79,7 +79,7 @@ def define_axes(run: "wandb.Run") -> None:
     """Draw losses over bytes, so that runs with different batches compare, and speed over seconds. The dashboard can
     change either. Its summary has the best validation, not the last."""
     for axis in ("bytes", "seconds"):
-        run.define_metric(axis, summary="max")
+        run.define_metric(axis)
     for group in ("train", "levels", "validation"):
         run.define_metric(f"{group}/*", step_metric="bytes")
     run.define_metric("speed/*", step_metric="seconds")
