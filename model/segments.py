@@ -74,4 +74,4 @@ def align(units: Tensor, source: FixedStride, target: FixedStride, n: int) -> Te
 
 def coarser(one: FixedStride, other: FixedStride) -> FixedStride:
     """The segments with fewer units."""
-    return max(one, other, key=lambda segments: segments.stride)
+    return one if one.stride >= other.stride else other

@@ -11,6 +11,7 @@ os.environ["WANDB_SILENT"] = "true"
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from hypothesis import HealthCheck, settings
 
 from tests.runs import NO_GPU
@@ -26,6 +27,18 @@ settings.register_profile(
 settings.load_profile("tests")
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator_is_left_behind():
+    """Accelerate keeps one state in a process. The next test may need another precision."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+    contenders = sys.modules.get("benchmarks.contenders")
+    if contenders is not None:
+        contenders.accelerator_for.cache_clear()
+
+
 TINY = """
 model: {dim: [16, 24], depth: 1, seq_len: 32, dim_head: 8, heads: 2, hierarchies: [1, 4], window_sizes: [8, null]}
 data: {name: files}

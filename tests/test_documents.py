@@ -1,6 +1,7 @@
 """The documents agree with the code: links, paths, flags and settings that they name exist, and examples compile."""
 
 import ast
+import importlib
 import os
 import re
 import shlex
@@ -80,8 +81,11 @@ def known_flags(program: str) -> set[str]:
     of_settings = {f"--{name}" for name in settings(Config)}
     if program == "train.py":
         return of_settings | {"--help", "--config", "--print_completion"}
-    if program in PROGRAMS:
+    if program == "plot.py":
         return flags_in_code([ROOT / program])
+    if program in PROGRAMS:  # dashes and underscores are alike
+        names = settings(importlib.import_module(Path(program).stem).Arguments)
+        return {f"--{name}" for name in names} | {f"--{name.replace('_', '-')}" for name in names}
     folder = ROOT / Path(*program.split(".")).parent
     return flags_in_code(folder.glob("*.py")) | of_settings
 

@@ -67,8 +67,8 @@ MISTAKES = [
     (train, [*CONFIG, "--data.name=files"], "data.path: got null, allowed: a file, folder or glob"),
     (
         train,
-        [*CONFIG, "--model.hierarchies=[1,3]"],
-        "model.hierarchies: got [1, 3], allowed: one or more distinct powers",
+        [*CONFIG, "--model.hierarchies=[1,0]"],
+        "model.hierarchies: got [1, 0], allowed: one or more distinct whole",
     ),
     (
         train,
@@ -78,7 +78,7 @@ MISTAKES = [
     (
         train,
         [*CONFIG, "--model.hierarchical_stride=[1,8]"],
-        "model.hierarchical_stride: got [1, 8], allowed: a power of",
+        "model.hierarchical_stride: got [1, 8], allowed: divisors of",
     ),
     (generate, [], "run_dir: got nothing, allowed: a run directory"),
     (

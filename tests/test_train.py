@@ -132,7 +132,7 @@ class TestWrongInput:
         ("arguments", "message"),
         [
             (["--model.seq_len=4096"], "data.path: the valid split"),
-            (["--data.path=nowhere.txt"], "data.path: got nowhere.txt, which names no file"),
+            (["--data.path=nowhere.txt"], "data.path: got nowhere.txt, allowed: a file, folder or glob that exists"),
             (["--data.name=enwik8"], "text.txt is not enwik8: got"),
             (["--data.name=enwik8", "--data.head=true"], "does not begin as enwik8 does"),
             (["--run_dir=/dev/null"], "run_dir: got /dev/null, allowed: a folder that can be written"),

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError
 
 from model.transformer import HierarchicalTransformer
-from utils.errors import UserError
+from utils.errors import Mistake, UserError
 
 
 def load_model(run_dir: Path, device: str) -> HierarchicalTransformer:
@@ -29,7 +29,8 @@ def load_model(run_dir: Path, device: str) -> HierarchicalTransformer:
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:  # what PyTorch raises for a device that is not there
-        raise UserError(f"device {device} cannot be used here: {error}") from error
+        reason = str(error).partition("\n")[0]
+        raise UserError(Mistake("device", device, f"one that PyTorch can use here ({reason})")) from error
 
 
 def best_device() -> str:

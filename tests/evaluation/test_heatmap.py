@@ -164,7 +164,7 @@ def test_generate_writes_the_page_of_a_file(whole, command, tmp_path):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--score", "TMP/none.txt", "--heatmap", "TMP/page.html"], ["score: got", "none.txt", "allowed: a file"]),
+        (["--score", "TMP/none.txt", "--heatmap", "TMP/page.html"], ["score: ", "none.txt cannot be read"]),
         (
             ["--score", "TMP/one.txt", "--heatmap", "TMP/page.html"],
             ["score: got 1 bytes", "one.txt", "allowed: 2 to", "with --heatmap"],
@@ -172,7 +172,7 @@ def test_generate_writes_the_page_of_a_file(whole, command, tmp_path):
         (["--score", "TMP/long.txt", "--heatmap", "TMP/page.html"], [f"score: got {MAX_BYTES + 1:,} bytes", "allowed"]),
         (["--score", "TMP/two.txt", "--heatmap", "TMP/two.txt"], ["heatmap: got", "two.txt", "allowed", ".html"]),
         (["--score", "TMP/two.txt", "--heatmap", "TMP/no/page.html"], ["heatmap: got", "a folder that exists"]),
-        (["--prompt", "a", "--heatmap", "TMP/page.html"], ["heatmap: got", "without --score", "allowed"]),
+        (["--prompt", "a", "--heatmap", "TMP/page.html"], ["--heatmap needs --score FILE"]),
     ],
 )
 def test_a_page_that_cannot_be_written_is_one_line_and_writes_nothing(whole, tmp_path, capsys, arguments, words):

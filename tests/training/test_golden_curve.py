@@ -29,6 +29,7 @@ STEPS = 50
 TOLERANCE = 1e-4
 
 MODEL = {
+    "embed_dim": 48,
     "dim": (32, 48),
     "depth": 2,
     "seq_len": 64,

@@ -16,10 +16,15 @@ def rates(schedule: str, **changes) -> list[float]:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_schedule_warms_up_to_the_peak_and_falls_to_the_minimum(schedule):
+def test_a_schedule_warms_up_to_the_peak_and_ends_at_the_minimum(schedule):
     curve = rates(schedule)
     assert curve[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert curve[10] == 1.0 and curve[110] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_cosine_and_linear_fall_at_each_step(schedule):
+    curve = rates(schedule)
     assert all(earlier > later for earlier, later in pairwise(curve[10:]))
     assert curve[60] == pytest.approx(0.55)  # halfway down at half time
 

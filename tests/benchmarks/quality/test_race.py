@@ -237,7 +237,7 @@ def test_ablations_are_differences_from_the_base_of_the_same_seeds(start, tmp_pa
     ("flags", "message"),
     [
         (["--contenders", "flat", "hare"], "contenders: got hare, allowed: flat, hierarchical"),
-        (['--ours={"drop": 0.2}'], "ours: got drop, allowed: num_tokens, ngrams"),
+        (['--ours={"drop": 0.2}'], "ours: got drop, allowed: num_tokens, embed_dim, ngrams"),
         (['--ours={"dropout": 2}'], "dropout: got 2, allowed: 0 to below 1"),
         (["--tokens-per-step=1000"], "tokens_per_step: got 1000, allowed: multiples of [512, 8192]"),
         (["--data.name=files"], "data.path: got null, allowed: a file, folder or glob"),
