@@ -8,7 +8,7 @@ import torch
 
 from data import open_corpus
 from data.text import to_text
-from evaluation.bits_per_byte import validate as validation_bits_per_byte
+from evaluation.bits_per_byte import validation_bits_per_byte
 from training.checkpoints import save_best_model, save_checkpoint
 from training.command_line import user_errors
 from training.config import load_config

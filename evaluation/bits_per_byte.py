@@ -96,7 +96,7 @@ def total_nats(
     return sum(gather_object([float(own_nats)]))
 
 
-def validate(
+def validation_bits_per_byte(
     accelerator: Accelerator, model: nn.Module, data: np.ndarray, seq_len: int, batch_size: int, count_bytes: int
 ) -> float:
     """Bits per byte of about `count_bytes` bytes of a split (n), uint8, spread evenly. Every process calls this."""

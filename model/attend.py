@@ -37,9 +37,11 @@ def block_local_attention(
     """Causal attention over a window, in time and memory that grow with n · window instead of n².
 
     The simple version is `plain_attention` with a window of w keys. Here the sequence is cut into blocks of at least w
-    queries. The keys that a block can see are its own and the w before its first query, so each block attends to
-    w + block keys, and one mask within the block makes the window exact. Blocks become the batch, and batch and heads
-    together the heads, so that a single mask per block serves all of them.
+    queries, so the w keys before a block all belong to the block before it. A block attends to those and its own keys,
+    and one mask makes the window exact within them. Shapes become (block, batch · heads, tokens, d), so that one mask
+    for each block serves all of its heads.
+
+    Always causal, with as many queries as keys; `Attend` sees to that.
     """
     batch, heads, n, _ = q.shape
     window = n if window is None else min(window, n)
@@ -71,7 +73,10 @@ def last_of_previous_block(t: Tensor, count: int) -> Tensor:
 
 
 def flex_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | None, mask: Tensor | None) -> Tensor:
-    """Flex attention (arXiv 2412.05496), compiled: it skips blocks of keys that no query of a block can see."""
+    """Flex attention (arXiv 2412.05496), compiled: it skips blocks of keys that no query of a block can see.
+
+    Always causal, with as many queries as keys; `Attend` sees to that.
+    """
     from model.flex import compiled_flex_attention, window_blocks  # the import takes a second
 
     n = k.shape[-2]
@@ -94,9 +99,9 @@ class Attend(nn.Module):
 
     Args:
         causal: a query sees its own key and those before it; fewer queries than keys are the last of the sequence.
-        use_flash_attn: pick the fastest backend for each shape and device; otherwise the plain one.
+        use_flash_attn: a shorter `backend="auto"`, otherwise "plain"; users of the reference know it by this name.
         window_size: with `causal`, see only this many keys, its own included.
-        backend: force one of `BACKENDS`, or "auto" for the fastest; overrides `use_flash_attn`.
+        backend: one of `BACKENDS`, or "auto" for the fastest one of each shape and device; overrides `use_flash_attn`.
 
     Shapes:
         q (b h i d), k and v (b h j d), or with fewer heads, each shared by neighbouring heads of q.

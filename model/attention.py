@@ -1,7 +1,5 @@
 """Multi-head attention of one level: projections, rotary positions, chains, and the ring of keys in generation."""
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -9,23 +7,15 @@ from torch import Tensor, nn
 
 from model.attend import Attend
 from model.config import LevelConfig, ModelConfig
-from model.generation.cache import BlockCache
-from model.kv_ring import KVRing
+from model.generation.cache import BlockCache, UnitPosition
+from model.kv_ring import prefill_rings
 from model.rotary import rotate
 
 
-class UnitPosition(NamedTuple):
-    """Place of a single token in generation: its chain, and its index there (a tensor (1) in recorded steps)."""
-
-    chain: int
-    index: int | Tensor
-
-
 class Attention(nn.Module):
-    """Causal multi-head attention with rotary positions: (b n d) -> (b n d).
+    """Causal multi-head attention with rotary positions: (b k d) -> (b k d).
 
-    Where the stride is below the compression it is axial: tokens of the same residue modulo c / s form a chain, and
-    each chain attends to itself.
+    If the level has several chains (see `LevelConfig.chains`), each of them attends to itself alone.
     """
 
     def __init__(self, level: LevelConfig, config: ModelConfig):
@@ -59,7 +49,7 @@ class Attention(nn.Module):
         else:
             out = self.attend_within_chains(q, k, v)
             if cache is not None:
-                cache.rings = KVRing.prefill(k, v, self.window, self.chains)
+                cache.rings = prefill_rings(k, v, self.window, self.chains)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
     def attend_within_chains(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -67,6 +57,7 @@ class Attention(nn.Module):
         if self.chains == 1:
             return self.attend(q, k, v)
         n = q.shape[-2]
+        # Padding comes last, so causal attention never sees it.
         padded = (F.pad(t, (0, 0, 0, -n % self.chains)) for t in (q, k, v))
         q, k, v = (rearrange(t, "b h (n chain) d -> (b chain) h n d", chain=self.chains) for t in padded)
         out = self.attend(q, k, v)

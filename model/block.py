@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import Attention, UnitPosition
+from model.attention import Attention
 from model.config import LevelConfig, ModelConfig
-from model.generation.cache import BlockCache
+from model.generation.cache import BlockCache, UnitPosition, prepend_history
 
 
 class Block(nn.Module):
-    """x + attention(shift(x)), then x + feed_forward(shift(x)), both pre-norm: (b n d) -> (b n d).
+    """x + attention(shift(x)), then x + feed_forward(shift(x)), both pre-norm: (b k d) -> (b k d).
 
     Args:
         attends: whether it has attention, or the feed-forward alone.
@@ -40,7 +40,7 @@ class Block(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """linear(GELU(linear(RMSNorm(x)))): (b n dim) -> (b n dim)."""
+    """linear(GELU(linear(RMSNorm(x)))): (b k d) -> (b k d)."""
 
     def __init__(self, dim: int, dim_hidden: int):
         super().__init__()
@@ -66,10 +66,3 @@ def token_shift(x: Tensor, chains: int, past: Tensor | None = None) -> tuple[Ten
     shifted = prepend_history(shifted, chains, past)
     last = shifted[:, shifted.shape[1] - chains :]
     return torch.cat((own, shifted[:, : x.shape[1]]), dim=-1), last
-
-
-def prepend_history(t: Tensor, size: int, past: Tensor | None) -> Tensor:
-    """Tokens t (b n d) after the `size` tokens before them, zeros before the first one: (b size+n d)."""
-    if past is None:
-        return F.pad(t, (0, 0, size, 0))
-    return torch.cat((past, t), dim=1)

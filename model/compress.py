@@ -12,8 +12,8 @@ class Compress(nn.Module):
     """Embeddings of bytes to a level's tokens. Token k is made of the c bytes up to the end of unit k.
 
     `compress_type` is one of: "conv", a causal convolution of kernel c, SiLU, and a linear map; "mean", the mean of the
-    c bytes and a linear map; "attention", see `ChunkAttention`. With c = 1 it is a linear map, or nothing if the widths
-    are equal.
+    c bytes and a linear map; "attention", see `ChunkAttention`. With c = 1 it is a linear map, or the identity if the
+    widths are equal. Before the first byte there are zeros, which the mean counts.
 
     Args:
         dim_in: width of the bytes' embeddings.
@@ -43,7 +43,11 @@ class Compress(nn.Module):
         )
 
     def forward(self, x: Tensor, n: int) -> Tensor:
-        """Compress the last n of the embeddings x (b at least c-1+n d_in), the others come before them: (b k d)."""
+        """Tokens (b k d) of the last n bytes.
+
+        Args:
+            x: embeddings of these bytes, after those of at least c - 1 bytes before them: (b at least c-1+n d_in).
+        """
         x = x[:, x.shape[1] - n - self.compression + 1 :]
         if self.compression == 1:
             return self.net(self.segments.down(x))

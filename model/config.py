@@ -47,12 +47,12 @@ WINDOW = Check("null, or 0 and above", or_null(at_least(0)).fits)
 ANYTHING = Check("anything", lambda value: True)  # checked by a method of its own
 
 
-def setting(default: Any, check: Check) -> Any:
+def model_setting(default: Any, check: Check) -> Any:
     """A field with one value for the whole model."""
     return field(default=default, metadata={"check": check, "per_level": False})
 
 
-def per_level(default: Any, check: Check) -> Any:
+def level_setting(default: Any, check: Check) -> Any:
     """A field that takes one value for all levels, or one for each of `hierarchies`."""
     return field(default=default, metadata={"check": check, "per_level": True})
 
@@ -93,10 +93,10 @@ class LevelConfig:
 
     @property
     def chains(self) -> int:
-        """Number of interleaved sequences it attends along, 1 unless its stride is below its compression.
+        """Number of interleaved sequences of tokens that attend separately: compression / stride.
 
-        Then neighbouring tokens share bytes. Token k belongs to chain k modulo c / s, and attention is axial: it runs
-        within each chain.
+        With a compression of 4 and a stride of 2, neighbouring tokens share two bytes. Then there are two chains, the
+        tokens 0, 2, 4 … and the tokens 1, 3, 5 …, within each of which tokens do not overlap.
         """
         return self.compression // self.stride
 
@@ -123,81 +123,81 @@ class ModelConfig:
     """
 
     # The bytes and what is looked up for each of them.
-    num_tokens: int = setting(256, at_least(2))
+    num_tokens: int = model_setting(256, at_least(2))
     """vocabulary size; 256 for bytes, none of them reserved"""
-    embed_dim: int | None = setting(None, or_null(at_least(1)))
+    embed_dim: int | None = model_setting(None, or_null(at_least(1)))
     """width of the embedding of each byte, n-gram and match; null = the width of the finest level"""
-    ngrams: tuple[int, ...] = setting((), increasing(2))
+    ngrams: tuple[int, ...] = model_setting((), increasing(2))
     """lengths of the n-grams, such as [2, 3, 4], whose embeddings are added to each byte's (arXiv 2412.09871)"""
-    ngram_buckets: int = setting(16384, at_least(1))
+    ngram_buckets: int = model_setting(16384, at_least(1))
     """rows of the hash table of each n-gram length"""
-    ngram_dropout: float = setting(0.0, PROBABILITY)
+    ngram_dropout: float = model_setting(0.0, PROBABILITY)
     """probability that training drops an n-gram's embedding, against memorising rare n-grams"""
-    matches: tuple[int, ...] = setting((), increasing(2))
+    matches: tuple[int, ...] = model_setting((), increasing(2))
     """context lengths, in bytes: embed the byte that followed the latest earlier occurrence within seq_len"""
-    word_matches: tuple[int, ...] = setting((), increasing(0))
+    word_matches: tuple[int, ...] = model_setting((), increasing(0))
     """the same for the current word after this many whole words, such as [0, 1, 2]"""
-    matches_per_context: int = setting(1, at_least(1))
+    matches_per_context: int = model_setting(1, at_least(1))
     """earlier occurrences that are looked up for each of matches and word_matches, the latest first"""
 
     # The levels.
-    hierarchies: int | tuple[int, ...] = setting(1, ANYTHING)
+    hierarchies: int | tuple[int, ...] = model_setting(1, ANYTHING)
     """compression of each level, in bytes a token: distinct whole numbers, such as [1, 4]"""
-    hierarchical_stride: int | tuple[int, ...] | None = per_level(None, at_least(1))
+    hierarchical_stride: int | tuple[int, ...] | None = level_setting(None, at_least(1))
     """bytes between two outputs of a level: a divisor of its compression; null = the compression itself; per level"""
-    dim: int | tuple[int, ...] = per_level(256, at_least(2))
+    dim: int | tuple[int, ...] = level_setting(256, at_least(2))
     """width of the residual stream, per level"""
-    depth: int | tuple[int, ...] = per_level(4, at_least(1))
+    depth: int | tuple[int, ...] = level_setting(4, at_least(1))
     """layers in which a level runs a block, per level; a level with a smaller depth skips layers, evenly spaced"""
-    compress_type: str | tuple[str, ...] = per_level("conv", one_of("conv", "mean", "attention"))
+    compress_type: str | tuple[str, ...] = level_setting("conv", one_of("conv", "mean", "attention"))
     """how bytes become a level's tokens: conv, mean or attention, per level"""
-    compress_mult: float | tuple[float, ...] = per_level(1.0, POSITIVE)
+    compress_mult: float | tuple[float, ...] = level_setting(1.0, POSITIVE)
     """hidden width of a compression by convolution, as a multiple of dim, per level"""
-    ff_mult: float | tuple[float, ...] = per_level(4.0, POSITIVE)
+    ff_mult: float | tuple[float, ...] = level_setting(4.0, POSITIVE)
     """hidden width of the feed-forward, as a multiple of dim, per level"""
-    dropout: float = setting(0.0, PROBABILITY)
+    dropout: float = model_setting(0.0, PROBABILITY)
     """dropout after attention and after the feed-forward"""
 
     # Attention.
-    seq_len: int = setting(512, at_least(1))
+    seq_len: int = model_setting(512, at_least(1))
     """bytes of context in training; a level without a window never looks back further than this"""
-    window_sizes: int | tuple[int | None, ...] | None = per_level(None, WINDOW)
+    window_sizes: int | tuple[int | None, ...] | None = level_setting(None, WINDOW)
     """keys that a query sees, itself included; null = all of seq_len, 0 = no attention; per level"""
-    attn_depth: int | tuple[int | None, ...] | None = per_level(None, or_null(at_least(1)))
+    attn_depth: int | tuple[int | None, ...] | None = level_setting(None, or_null(at_least(1)))
     """how many of a level's layers attend, the last ones; null = all; per level"""
-    dim_head: int | tuple[int, ...] = per_level(64, EVEN)
+    dim_head: int | tuple[int, ...] = level_setting(64, EVEN)
     """width of an attention head, per level; even, because rotary positions rotate pairs of channels"""
-    heads: int | tuple[int, ...] = per_level(4, at_least(1))
+    heads: int | tuple[int, ...] = level_setting(4, at_least(1))
     """attention heads, per level"""
-    kv_heads: int | tuple[int | None, ...] | None = per_level(None, or_null(at_least(1)))
+    kv_heads: int | tuple[int | None, ...] | None = level_setting(None, or_null(at_least(1)))
     """heads of keys and values, each shared by several query heads (arXiv 2305.13245), per level; null = heads"""
-    qk_norm: bool = setting(False, YES_OR_NO)
+    qk_norm: bool = model_setting(False, YES_OR_NO)
     """normalise queries and keys in each head (arXiv 2010.04245)"""
-    rotary_xpos: bool = setting(False, YES_OR_NO)
+    rotary_xpos: bool = model_setting(False, YES_OR_NO)
     """make attention scores decay with distance (xPos, arXiv 2212.10554)"""
-    attention: Literal["auto", "plain", "sdpa", "block_local", "flex"] = setting(
+    attention: Literal["auto", "plain", "sdpa", "block_local", "flex"] = model_setting(
         "auto", one_of("auto", "plain", "sdpa", "block_local", "flex")
     )
     """what computes attention: auto picks by shape and device, any other name forces one backend"""
 
     # Where levels meet, and which of them predict.
-    hierarchy_merge_all: bool = setting(False, YES_OR_NO)
+    hierarchy_merge_all: bool = model_setting(False, YES_OR_NO)
     """merge into every level, not only into the predicting one"""
-    predict_hierarchy: int | None = setting(None, or_null(at_least(1)))
+    predict_hierarchy: int | None = model_setting(None, or_null(at_least(1)))
     """compression of the level that predicts and is merged into; null = the finest"""
-    predict_use_all_hierarchy: bool = setting(False, YES_OR_NO)
+    predict_use_all_hierarchy: bool = model_setting(False, YES_OR_NO)
     """predict from the outputs of all levels together"""
 
     # Auxiliary losses. A weight of 0 builds nothing.
-    recon_loss_weight: float | tuple[float, ...] = per_level(0.0, NOT_NEGATIVE)
+    recon_loss_weight: float | tuple[float, ...] = level_setting(0.0, NOT_NEGATIVE)
     """weight of a coarse level's reconstruction of the bytes it compressed, per level"""
-    prophet_loss_weight: float | tuple[float, ...] = per_level(0.0, NOT_NEGATIVE)
+    prophet_loss_weight: float | tuple[float, ...] = level_setting(0.0, NOT_NEGATIVE)
     """weight of a coarse level's prediction of as many next bytes as it compresses, per level"""
-    next_latent_loss_weight: float | tuple[float, ...] = per_level(0.0, NOT_NEGATIVE)
+    next_latent_loss_weight: float | tuple[float, ...] = level_setting(0.0, NOT_NEGATIVE)
     """weight of a level's prediction of its own next output (arXiv 2511.05963), per level"""
-    num_rollouts: int = setting(1, at_least(1))
+    num_rollouts: int = model_setting(1, at_least(1))
     """how many outputs ahead the next-latent loss predicts"""
-    quantizer_loss_weight: float | tuple[float, ...] = per_level(0.0, NOT_NEGATIVE)
+    quantizer_loss_weight: float | tuple[float, ...] = level_setting(0.0, NOT_NEGATIVE)
     """weight of a coarse level's prediction of a random code of the next bytes (arXiv 2202.01855), per level"""
 
     def __post_init__(self):
@@ -243,6 +243,7 @@ class ModelConfig:
         divides = all(c % s == 0 for c, s in zip(compressions, strides, strict=True))
         require(self.to_dict(), hierarchical_stride=(divides, f"divisors of the compressions, {list(compressions)}"))
         predicts_each_byte = any(level.stride == 1 for level in self.levels if level.predicts)
+        strides_from = "hierarchies" if self.hierarchical_stride is None else "hierarchical_stride"
 
         head_counts = zip(self.per_level("heads"), self.per_level("kv_heads"), strict=True)
         shared_evenly = all(kv_heads is None or heads % kv_heads == 0 for heads, kv_heads in head_counts)
@@ -258,7 +259,7 @@ class ModelConfig:
 
         require(
             self.to_dict(),
-            hierarchical_stride=(predicts_each_byte, "a stride of 1 on a predicting level, to predict every byte"),
+            **{strides_from: (predicts_each_byte, "a predicting level with a stride of 1 byte, to predict every byte")},
             kv_heads=(shared_evenly, f"divisors of heads = {self.heads}"),
             attn_depth=(attention_fits, f"null, or 1 to {self.depth}"),
             window_sizes=(window_fits, f"null, or 0 to seq_len / compression = {most}"),
@@ -266,7 +267,7 @@ class ModelConfig:
         )
 
     def per_level(self, name: str) -> tuple:
-        """The values of a setting, one for each level."""
+        """The values of a setting of levels, or the compressions for "hierarchies": one for each level."""
         value = getattr(self, name)
         if name == "hierarchical_stride" and value is None:
             value = self.hierarchies
@@ -301,9 +302,8 @@ class ModelConfig:
 
         # A level with a smaller depth skips layers, evenly spaced, and always runs in the last one.
         depth = own["depth"]
-        layers = tuple(
-            k for k in range(self.num_layers) if (k + 1) * depth // self.num_layers > k * depth // self.num_layers
-        )
+        blocks_before = [layer * depth // self.num_layers for layer in range(self.num_layers + 1)]
+        layers = tuple(layer for layer in range(self.num_layers) if blocks_before[layer + 1] > blocks_before[layer])
 
         # Without a window a level sees the outputs of the last seq_len bytes.
         window = own["window_sizes"]

@@ -32,12 +32,12 @@ class ByteEmbedding(nn.Module):
         self.ngram_embs = TypedModuleList(nn.Embedding(config.ngram_buckets, dim) for _ in config.ngrams)
         self.ngram_dropout = nn.Dropout1d(config.ngram_dropout)  # drops whole embeddings
 
-        # One table holds the tables of all matches, one after another: 256 bytes, and row 0 for no match.
+        # One table holds those of all matches, one after another. In each, row 0 means no match, row 1 + i byte i.
         num_matches = config.matches_per_context * len(config.matches + config.word_matches)
         rows = num_matches * (1 + config.num_tokens)
         self.match_emb = nn.EmbeddingBag(rows, dim, mode="sum") if rows else None
 
-        # Lookups see this many bytes back: matches as far as the model's context, n-grams their own length.
+        # Matches look as far back as the model's context. Generation keeps the bytes that any lookup needs.
         self.max_distance = config.seq_len
         self.history = max(config.seq_len if rows else 1, *config.ngrams, 1)
 
@@ -62,7 +62,7 @@ class ByteEmbedding(nn.Module):
     def embed_matches(self, match_emb: nn.EmbeddingBag, ids: Tensor, n: int, cache: Cache | None) -> Tensor:
         """The sum of the embeddings of all matches of the last n of ids: (b n d)."""
         max_distance: int | Tensor = self.max_distance
-        if cache is not None and not cache.is_empty:  # the history may be padded to a fixed length
+        if cache is not None and not cache.is_empty:  # `make_static` pads the history
             max_distance = torch.as_tensor(cache.offset + n).clamp(max=self.max_distance)
         found = find_matches(ids, self.matches, self.word_matches, self.matches_per_context, max_distance, n)
 

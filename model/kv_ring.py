@@ -18,22 +18,6 @@ class KVRing:
     kv: Tensor
     """keys and values, (b 2 h window d); slots that were never written hold zeros"""
 
-    @classmethod
-    def prefill(cls, k: Tensor, v: Tensor, window: int, chains: int) -> dict[int, "KVRing"]:
-        """The rings of all chains after a first pass over n tokens: k and v (b h n d), token t is in chain t % chains.
-
-        Within its chain, token t has the index t // chains.
-        """
-        kv = torch.stack((k, v), dim=1)
-        tokens_so_far = torch.arange(kv.shape[-2], device=kv.device)
-        rings = {}
-        for chain in range(chains):
-            tokens = tokens_so_far[chain::chains][-window:]
-            ring = kv.new_zeros(*kv.shape[:3], window, kv.shape[-1])
-            ring[..., tokens // chains % window, :] = kv[..., tokens, :]
-            rings[chain] = cls(ring)
-        return rings
-
     def update(self, k: Tensor, v: Tensor, index: int | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Store one token (b h 1 d) that has this index in its chain.
 
@@ -50,3 +34,19 @@ class KVRing:
         self.kv[..., index % window, :] = kv[..., 0, :]
         keys, values = self.kv[..., : index + 1, :].unbind(dim=1)
         return keys, values, None
+
+
+def prefill_rings(k: Tensor, v: Tensor, window: int, chains: int) -> dict[int, KVRing]:
+    """The ring of each chain after a first pass over n tokens: k and v (b h n d).
+
+    Token t belongs to chain t % chains, and has the index t // chains there.
+    """
+    kv = torch.stack((k, v), dim=1)
+    tokens_so_far = torch.arange(kv.shape[-2], device=kv.device)
+    rings = {}
+    for chain in range(chains):
+        tokens = tokens_so_far[chain::chains][-window:]
+        ring = kv.new_zeros(*kv.shape[:3], window, kv.shape[-1])
+        ring[..., tokens // chains % window, :] = kv[..., tokens, :]
+        rings[chain] = KVRing(ring)
+    return rings

@@ -30,7 +30,7 @@ class Losses(NamedTuple):
     """no unit"""
     quantizer: Tensor | None = None
     """nats per code"""
-    by_level: dict[str, Tensor] = {}  # noqa: RUF012, a named tuple whose value is always given
+    by_level: dict[str, Tensor] = {}  # noqa: RUF012, never changed in place
 
 
 class AuxiliaryLoss(nn.Module):
@@ -43,7 +43,7 @@ class AuxiliaryLoss(nn.Module):
     def __init__(self, level: LevelConfig, weight: float):
         super().__init__()
         self.level = level
-        self.weight = weight
+        self.loss_weight = weight
 
     def forward(self, outputs: Tensor, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
         raise NotImplementedError
@@ -62,7 +62,7 @@ def bytes_ahead(labels: Tensor, level: LevelConfig) -> Tensor:
 
 
 class ByteLoss(AuxiliaryLoss):
-    """Cross-entropy of c bytes read from each output: those behind it (reconstruction) or ahead of it (prophet)."""
+    """Cross-entropy of c bytes read from each output: those it compressed (reconstruction) or the next (prophet)."""
 
     def __init__(self, level: LevelConfig, weight: float, num_tokens: int, dim_in: int, ahead: bool):
         super().__init__(level, weight)

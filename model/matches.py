@@ -1,7 +1,7 @@
 """A match model: which byte followed the same context the last times it occurred.
 
-It is the match model of compressors such as lpaq (https://mattmahoney.net/dc/#lpaq), here with whole words as contexts
-too (https://mattmahoney.net/dc/dce.html), or an n-gram head (arXiv 2401.12973) that looks at its latest matches.
+Compressors such as lpaq have a match model (https://mattmahoney.net/dc/#lpaq), also with whole words as contexts
+(https://mattmahoney.net/dc/dce.html). In transformers, the n-gram heads of arXiv 2401.12973 are close to it.
 """
 
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def find_matches(
         orders: lengths of the contexts, in bytes, the current byte included.
         word_counts: whole words before the current word that belong to a context.
         per_context: how many earlier occurrences are looked up.
-        max_distance: bytes within which all of an earlier context must begin.
+        max_distance: an earlier context counts if all of it is within this many bytes.
         last: how many bytes, from the end, are looked up.
     """
     contexts = [*ngram_contexts(ids, orders), *word_contexts(ids, word_counts)]
@@ -89,12 +89,13 @@ def occurrences_of_all(hashed: Tensor, count: int) -> Iterator[Tensor]:
 
 def occurrences_of_last(hashed: Tensor, count: int) -> Iterator[Tensor]:
     """The same for the last entry alone, (… 1), without a sort."""
-    one_based = torch.arange(hashed.shape[-1], device=hashed.device)
-    equal = F.pad(hashed[..., :-1] == hashed[..., -1:], (1, 0)) * one_based  # 1 + the index of each occurrence, else 0
+    is_equal = hashed[..., :-1] == hashed[..., -1:]
+    one_based = torch.arange(1, hashed.shape[-1], device=hashed.device)
+    occurrences = F.pad(is_equal * one_based, (1, 0))  # 1 + the index of each occurrence, else 0
     for _ in range(count):
-        latest = equal.amax(dim=-1, keepdim=True)
+        latest = occurrences.amax(dim=-1, keepdim=True)
         yield latest - 1
-        equal = equal.masked_fill(equal == latest, 0)
+        occurrences = occurrences.masked_fill(occurrences == latest, 0)
 
 
 def ngram_contexts(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Context]:
@@ -107,13 +108,14 @@ def ngram_contexts(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Context]:
 def word_contexts(ids: Tensor, word_counts: tuple[int, ...]) -> Iterator[Context]:
     """For each of `word_counts`, the context of each of ids (b n): its word so far, and as many whole words before it.
 
-    Words are runs of ASCII letters, in either case, and bytes from 128 up. Between words, the current word is the byte
-    itself. What separates words does not count. A context starts at the byte before its first word, or at -1 if there
-    are fewer words.
+    Words are runs of ASCII letters, in either case, and bytes from 128 up. Any other byte is a gap. At a gap, that byte
+    takes the place of the current word. For the whole words before it, the bytes between words make no difference. A
+    context starts at the gap before its first word, or at -1 if there are fewer words.
 
     The hash of a word is the polynomial Σ letter_i · FACTOR^i over its letters, i from 1. The simple version computes
-    it word by word. Here one cumulative sum over the text gives it at every byte: subtract the sum up to the gap before
-    the word, and divide by FACTOR to the power of the gap's place, so that a word has the same hash wherever it is.
+    it word by word. Here one cumulative sum over the text gives it at every byte. The letter at place p has the factor
+    FACTOR^(p + 1) there. Subtract the sum up to the gap before the word, at place g, and divide by FACTOR^(g + 1): a
+    word then has the same hash wherever it is. Division is a product with the inverse, as integers wrap around.
     """
     if not word_counts:
         return
@@ -125,7 +127,7 @@ def word_contexts(ids: Tensor, word_counts: tuple[int, ...]) -> Iterator[Context
     latest_gap = torch.where(is_letter, -1, place).cummax(dim=1).values
     latest_letter = torch.where(is_letter, place, -1).cummax(dim=1).values
 
-    # The hash of the word so far.
+    # The hash of the word so far. powers[p] is FACTOR^(p + 1).
     powers = torch.full_like(place, FACTOR).cumprod(dim=1)
     inverse_powers = torch.full_like(place, INVERSE).cumprod(dim=1)
     sums = (torch.where(is_letter, lower, 0) * powers).cumsum(dim=1)

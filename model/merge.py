@@ -12,19 +12,21 @@ from model.segments import align, coarser
 class Merge(nn.Module):
     """Adds to each target level a function of all levels: tokens by level (b k d) -> the same.
 
-    The simple version, with every level brought to the units of the finest target, `common`:
+    The simple version brings every level to the units of the finest target, called `common`:
 
-        x = torch.cat([align(tokens[i], segments[i], common, n) for i in levels], dim=-1)
-        update = to_out(silu(to_hidden(norm(x))))              # norm is an RMSNorm over all levels together
-        tokens[target] += align(update of the target, common, segments[target], n)
+        x = torch.cat([align(tokens[i], segments[i], common, n) for i in levels], dim=-1)   # (b k d), d = sum of widths
+        updates = to_out(silu(to_hidden(norm(x)))).split(target_dims, dim=-1)               # an RMSNorm of all levels
+        for i, update in zip(targets, updates):
+            tokens[i] = tokens[i] + align(update, common, segments[i], n)
 
-    Here the same sums are taken in another order, because a coarse level has few distinct tokens, and its part of the
-    first product would be computed again for each byte. Linear maps and sums of squares can be split by level:
+    There a coarse level's tokens are repeated, and the first product computes the same numbers for each repetition. But
+    linear maps and sums of squares can be split by level:
 
-        to_hidden(norm(x)) = bias + scale · Σ_i W_i (g_i · x_i),   scale = (Σ_i |x_i|² / d + eps)^-½
+        to_hidden(norm(x)) = bias + scale · Σ_i W_i (g_i · x_i),   scale = 1 / sqrt(Σ_i |x_i|² / d + eps)
 
     where W_i and g_i are the columns of `to_hidden` and the weights of `norm` that belong to level i. So each level is
-    projected at its own rate, and only the results are aligned and added.
+    projected at its own rate, and only the results are repeated and added. (A level finer than `common` is brought to
+    it first, which drops tokens.)
     """
 
     def __init__(self, levels: tuple[LevelConfig, ...], targets: tuple[int, ...]):
@@ -44,7 +46,7 @@ class Merge(nn.Module):
 
     def forward(self, tokens: dict[int, Tensor], n: int, cache: MergeCache | None = None) -> dict[int, Tensor]:
         """Merge over n bytes. In generation, `tokens` holds the levels that run at this byte, the cache the others."""
-        # Each level's part of the first product and of the norm, at its own rate, then at the common one.
+        # Each level's part of the first product and of the norm, at its own rate or the common one if that is coarser.
         norm_weights = self.norm.weight.split(self.dims)
         weights = self.to_hidden.weight.split(self.dims, dim=1)
         hidden = self.to_hidden.weight.new_zeros(())

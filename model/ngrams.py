@@ -13,8 +13,9 @@ MIX = 0x9E3779B1  # 2³² over the golden ratio (Knuth, The Art of Computer Prog
 def ngram_hashes(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Tensor]:
     """For each of `orders`, a hash of the n-gram that ends at each of ids (b n): int64 (b n).
 
-    Orders increase from 2. Bytes before the first count as zeros. Hash t depends on bytes t - order + 1 … t alone. It
-    wraps around at 64 bits: n-grams up to three bytes never collide, and longer ones hardly ever within a text.
+    Orders are sorted, the first at least 2. Bytes before the first count as zeros. Hash t depends on the bytes
+    t - order + 1 … t alone. It wraps around at 64 bits: n-grams up to three bytes never collide, and longer ones hardly
+    ever within a text.
     """
     hashed = ids.long()
     for order in range(2, max(orders, default=1) + 1):

@@ -6,14 +6,14 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-XPOS_SCALE_BASE = 512  # tokens over which xPos decays by one power of its per-channel scale
+XPOS_SCALE_BASE = 512  # over so many tokens, xPos multiplies each channel by its scale once
 
 
 class Rotary(nn.Module):
     """Cosines and sines that rotate pairs of channels, (i, i + d/2), by angles that grow with position.
 
     RoPE, arXiv 2104.09864. One table serves the heads of queries and of keys together, queries first. With `xpos`,
-    queries are also scaled up and keys scaled down with position, which makes scores decay with distance (arXiv
+    queries are also scaled down and keys scaled up with position, which makes scores decay with distance (arXiv
     2212.10554). Only differences of positions matter.
     """
 
@@ -49,7 +49,7 @@ class Rotary(nn.Module):
             return cos_sin
         return cos_sin * self.scale ** (self.xpos_exponent * (positions - origin))
 
-    def fade(self, distance: int) -> Tensor:
+    def rescale_factor(self, distance: int) -> Tensor:
         """The factor (d) that moves keys with xPos from one origin to another, `distance` tokens later."""
         return self.scale ** (distance / XPOS_SCALE_BASE)
 

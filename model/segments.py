@@ -1,10 +1,13 @@
 """How a level cuts the byte stream into units.
 
-A unit is a run of bytes that a level turns into one token. Everything that depends on where units end asks the level's
-segments: compression, merges, losses, the generation cache and the summary of a run.
+A level has one token for each unit. What matters is the byte at which a unit ends: the token is computed from the bytes
+up to that one (see model/compress.py for how many), so every byte from there on may read it. Everything that depends on
+where units end asks the level's segments: compression, merges, losses, the generation cache and the summary of a run.
 
-Every unit ends at a byte that has already been read. Whatever is computed from a unit is therefore causal for the bytes
-from its last byte on.
+For example, with a stride of 4 units end at the bytes 0, 4 and 8, and the bytes 4, 5, 6 and 7 read unit 1:
+
+    byte    0 1 2 3 4 5 6 7 8
+    unit    0 0 0 0 1 1 1 1 2    (the latest one that has ended)
 """
 
 from dataclasses import dataclass
@@ -19,12 +22,12 @@ from torch import Tensor
 class FixedStride:
     """Units that end at every `stride`-th byte: unit k ends at byte k · stride, the same in each row of a batch.
 
-    The first unit is byte 0 alone, so that every byte has a unit to read.
+    The first unit ends at byte 0, so that every byte has a unit to read.
     """
 
     stride: int
 
-    # A whole text, or the first pass of generation.
+    # These are for whole texts, and for the first pass of generation.
 
     def count(self, n: int) -> int:
         """Number of units in n bytes."""
@@ -45,7 +48,7 @@ class FixedStride:
         """Units to bytes: (b k d) -> (b n d). Byte t reads unit ⌊t / stride⌋, the latest one that has ended."""
         return repeat(units, "b k d -> b (k s) d", s=self.stride)[:, :n]
 
-    # One byte of generation.
+    # These are for a single byte in generation.
 
     def ends_unit(self, byte: int) -> bool:
         """Whether a unit ends at this byte."""
@@ -59,7 +62,8 @@ class FixedStride:
 def align(units: Tensor, source: FixedStride, target: FixedStride, n: int) -> Tensor:
     """Read one level's units at the unit ends of another level over the same n bytes: (b k d) -> (b j d).
 
-    Equals `target.down(source.up(units, n))`, without going through all n bytes.
+    Equals `target.down(source.up(units, n))`, without going through all n bytes. A single unit (n = 1), as in a step of
+    generation, comes back as it is: it ends at that byte, or is the latest one that has ended.
     """
     if source.stride == target.stride:
         return units

@@ -1,11 +1,22 @@
 """The hierarchical transformer: parallel levels of a byte stream, merged layer by layer to predict the next byte.
 
 Notable features:
-- every level runs at its own rate, and only reads bytes that came before what it predicts
-- hashed n-grams and a match model are added to each byte's embedding
-- token shift, rotary positions, exact sliding windows, shared key heads
-- merges that compute each level's part at the level's own rate
-- a generation cache with which each byte costs the levels that end a unit there, and gives the logits of a full pass
+- parallel levels at different rates, each of which reads only bytes that come before those it predicts
+- embeddings of hashed n-grams and of a match model, added to each byte's embedding
+- token shift, rotary positions, exact sliding windows, grouped-query attention
+- merges that cost a coarse level no more than its own tokens
+- a generation cache: each byte runs only the levels that have a unit ending there, with the logits of a full pass
+
+Words: a level of compression c has one token for each unit. Units end every s bytes (the stride, by default c), and a
+token is made of the c bytes up to the end of its unit. With levels 1 and 4, and eight bytes:
+
+    byte            0   1   2   3   4   5   6   7
+    level 1x        0   1   2   3   4   5   6   7     each byte's own token
+    level 4x        0   .   .   .   1   .   .   .     token 0 is made of byte 0, token 1 of the bytes 1 to 4
+    reads of 4x     0   0   0   0   1   1   1   1     the latest token, in merges and for the logits of the next byte
+
+Axes: b batch, n bytes, k units of a level, d channels, h heads, v vocabulary, c bytes of a compression; in attention,
+i queries and j keys.
 """
 
 import torch
@@ -13,12 +24,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from model.attention import Attention, UnitPosition
-from model.block import Block, FeedForward, prepend_history
+from model.attention import Attention
+from model.block import Block, FeedForward
 from model.compress import Compress
 from model.config import LevelConfig, ModelConfig
 from model.embedding import ByteEmbedding
-from model.generation.cache import BlockCache, Cache, LevelCache, MergeCache
+from model.generation.cache import BlockCache, Cache, LevelCache, MergeCache, UnitPosition, prepend_history
 from model.generation.sampling import generate, stream
 from model.hub import HubModel
 from model.losses import Losses, NextLatent, build_losses
@@ -38,6 +49,7 @@ class HierarchicalTransformer(nn.Module, HubModel):
         UserError: a ValueError that names every argument that does not fit, its value, and what is allowed.
     """
 
+    # Methods, from model/generation/sampling.py.
     generate = generate
     stream = stream
 
@@ -53,7 +65,7 @@ class HierarchicalTransformer(nn.Module, HubModel):
 
         self.embedding = ByteEmbedding(config)
         self.levels = TypedModuleList(Level(level, config) for level in levels)
-        self.merges = TypedModuleDict({str(k): Merge(levels, self.merge_targets) for k in self.merge_layers()})
+        self.merges = TypedModuleDict({str(layer): Merge(levels, self.merge_targets) for layer in self.merge_layers()})
         dim_out = sum(levels[i].dim for i in self.predicting_levels)
         self.to_logits = nn.Linear(dim_out, config.num_tokens, bias=False)
         self.losses = build_losses(config)
@@ -86,8 +98,10 @@ class HierarchicalTransformer(nn.Module, HubModel):
                 one byte a row. Logits are those of one full pass.
 
         Raises:
-            UserError: for several bytes a row with a cache that is not empty.
+            UserError: for several bytes a row with a cache that is not empty, or a loss with a cache.
         """
+        if return_loss and cache is not None:
+            raise UserError("pass either return_loss or a cache")
         if return_loss:
             ids, labels = ids[:, :-1], ids[:, 1:]
 
@@ -102,9 +116,9 @@ class HierarchicalTransformer(nn.Module, HubModel):
         return self.compute_losses(logits, outputs, ids, labels)
 
     def embed_bytes(self, ids: Tensor, cache: Cache | None) -> Tensor:
-        """Embeddings of ids (b n), after those of the c - 1 bytes before them: (b c-1+n d).
+        """Embeddings of ids (b n), after those of the bytes before them that a compression needs: (b c-1+n d).
 
-        c is the largest compression. The embeddings before the first byte are zeros.
+        Here c is the largest compression. The embeddings before the first byte are zeros.
         """
         n = ids.shape[1]
         if cache is not None and not cache.is_empty and n != 1:
@@ -118,7 +132,11 @@ class HierarchicalTransformer(nn.Module, HubModel):
         return x
 
     def run_levels(self, x: Tensor, n: int, cache: Cache | None = None) -> dict[int, Tensor]:
-        """Outputs (b k d) of the levels that have a unit ending in the last n bytes of the embeddings x."""
+        """Outputs (b k d) of the levels that have a unit ending in the last n bytes, by level.
+
+        Args:
+            x: embeddings of the n bytes, after those of earlier bytes, as `embed_bytes` returns them.
+        """
         active = [i for i, level in enumerate(self.levels) if level.is_active(cache)]
         level_caches = {i: None if cache is None else cache.levels.setdefault(i, LevelCache()) for i in active}
 
@@ -128,7 +146,7 @@ class HierarchicalTransformer(nn.Module, HubModel):
         positions: dict[int, UnitPosition | None] = {}
         for i in active:
             level = self.levels[i]
-            tokens[i] = level.embed(x, n)
+            tokens[i] = level.compress_bytes(x, n)
             cos_sin[i] = level.rotary_table(tokens[i].shape[1], cache, level_caches[i])
             positions[i] = level.position(cache)
 
@@ -172,18 +190,18 @@ class HierarchicalTransformer(nn.Module, HubModel):
         loss = cross_entropy
         sums: dict[str, Tensor] = {}
         by_level: dict[str, Tensor] = {}
-        byte_embeddings = self.embedding.byte_emb(ids) if "next_latent" in self.losses else ids
+        byte_embeddings = self.embedding.byte_emb(ids) if self.losses else None
         for name, modules in self.losses.items():
             for i, module in modules.items():
                 part = module(outputs[int(i)], ids, labels, byte_embeddings)
-                loss = loss + module.weight * part
+                loss = loss + module.loss_weight * part
                 by_level[f"{name}/{module.level.compression}x"] = part.detach()
                 sums[name] = sums.get(name, torch.zeros_like(part)) + part.detach()
         return loss, Losses(cross_entropy.detach(), **sums, by_level=by_level)
 
 
 class Level(nn.Module):
-    """One level: its way in from the bytes' embeddings, and a block in each layer that it takes part in."""
+    """One level: its compression of the bytes' embeddings, and a block in each layer that it takes part in."""
 
     def __init__(self, level: LevelConfig, config: ModelConfig):
         super().__init__()
@@ -198,10 +216,10 @@ class Level(nn.Module):
         )
 
     def is_active(self, cache: Cache | None) -> bool:
-        """Whether one of its units ends in the bytes to come: always, but for a single byte in generation."""
+        """Whether one of its units ends in the bytes to come. In a full or first pass one does, at byte 0."""
         return cache is None or cache.is_empty or self.segments.ends_unit(cache.length)
 
-    def embed(self, x: Tensor, n: int) -> Tensor:
+    def compress_bytes(self, x: Tensor, n: int) -> Tensor:
         """Tokens (b k d) of the last n of the bytes' embeddings x."""
         tokens = self.compress(x, n)
         return self.norm_in(tokens.to(x.dtype))  # autocast must not lower the precision of the residual stream
@@ -219,7 +237,7 @@ class Level(nn.Module):
         device = self.rotary.inverse_frequency.device
         if cache is None or level_cache is None or cache.is_empty:
             units = torch.arange(count, device=device)
-            middle = count // 2 // self.chains
+            middle = count // 2 // self.chains  # xPos scales are closest to 1 around their origin
             if level_cache is not None:
                 level_cache.xpos_origin = middle
             return self.rotary(units // self.chains, middle)
@@ -230,13 +248,17 @@ class Level(nn.Module):
         return self.rotary(units // self.chains, level_cache.xpos_origin)
 
     def move_xpos_origin(self, index: int | Tensor, level_cache: LevelCache) -> None:
-        """Rescale the keys in the cache when the current token is far from the origin, before xPos scales overflow."""
+        """Rescale the keys in the cache when the current token is far from the origin, before xPos scales overflow.
+
+        The smallest scale is 0.28 for 512 tokens. After 8 times 512 tokens it is 5e-5, well within float32.
+        """
         distance = int(index) - level_cache.xpos_origin
         if distance <= 8 * XPOS_SCALE_BASE:
             return
         for block in level_cache.blocks.values():
             for ring in block.rings.values():
-                ring.kv[:, 0].mul_(self.rotary.fade(distance))
+                keys, _ = ring.kv.unbind(dim=1)
+                keys.mul_(self.rotary.rescale_factor(distance))
         level_cache.xpos_origin = int(index)
 
     def run_layer(
@@ -257,13 +279,14 @@ class Level(nn.Module):
 def init_weights(model: nn.Module) -> None:
     """Initialise the weights.
 
-    | module                              | weights                           |
-    |-------------------------------------|-----------------------------------|
-    | embeddings                          | normal, 0.02                      |
-    | linear maps                         | truncated normal, (inputs)^-½     |
-    | those that add to a residual stream | zeros                             |
-    | biases of linear maps               | zeros                             |
-    | norms, and all others               | as PyTorch has them               |
+    | module                                      | weights                                          |
+    |---------------------------------------------|--------------------------------------------------|
+    | embeddings                                  | normal, standard deviation 0.02                  |
+    | linear maps                                 | truncated normal, 1 / sqrt(number of inputs)     |
+    | linear maps whose output is added to their  |                                                  |
+    | input (`to_out` of the classes below)       | zeros                                            |
+    | biases of linear maps                       | zeros                                            |
+    | everything else                             | as the modules initialise it themselves          |
     """
     for module in model.modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag):

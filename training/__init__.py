@@ -4,6 +4,7 @@ __all__ = [
     "checkpoints",
     "code_version",
     "command_line",
+    "completion",
     "config",
     "dropout",
     "monitor",

@@ -28,7 +28,7 @@ class RunState:
     """How far a run is: what a checkpoint holds besides weights, optimizer, gradient scaler and random states."""
 
     step: int = 0
-    """finished optimizer steps"""
+    """finished steps, skipped ones included"""
     seconds: float = 0.0
     """of training, over all resumes"""
     validation: float = inf

@@ -39,7 +39,7 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """peak learning rate, for both optimizers"""
     min_learning_rate: float = 1e-4
-    """learning rate at max_steps, where the schedule ends"""
+    """learning rate that the schedule reaches after max_steps"""
     schedule: Literal["cosine", "linear"] = "cosine"
     """how the learning rate falls from its peak to min_learning_rate: along half a cosine, or in a straight line"""
     warmup_steps: int = 100
@@ -63,7 +63,8 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """recompute the blocks in the backward pass instead of keeping their activations: slower, but less memory"""
     log_every: int = 10
-    """steps between two writes of metrics.jsonl, which has a line for every step"""
+    """steps between two writes to metrics.jsonl, and between two measurements of speed/… and train/update_ratio; every
+    step has a line there"""
     validate_every: int = 250
     """steps between two validations; the best model so far is kept in RUN_DIR/model"""
     validate_bytes: int = 65_536

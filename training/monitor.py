@@ -38,7 +38,7 @@ class SpeedMeter:
 
     Args:
         bytes_per_step: of all processes together.
-        flops_per_byte: floating-point operations of a training step, a byte.
+        flops_per_byte: floating-point operations of a training step, divided by its bytes.
     """
 
     def __init__(self, accelerator: Accelerator, bytes_per_step: int, flops_per_byte: float):

@@ -107,7 +107,7 @@ class ParamGroups:
     linear: list[nn.Parameter]
     """matrices of other linear maps: those to logits, and of losses"""
     rest: list[nn.Parameter]
-    """embeddings, norms, biases and convolutions, which have no weight decay"""
+    """embeddings, norms, biases and all other parameters that are no linear map; they have no weight decay"""
 
 
 def param_groups(model: nn.Module) -> ParamGroups:

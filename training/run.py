@@ -37,7 +37,7 @@ class Run:
     stop_signal: StopSignal
     is_resumed: bool
     started: float
-    """time.monotonic() at which training would have started, had it never been interrupted"""
+    """time.monotonic() at the start, moved back by the seconds of training before a resume"""
     stop_requested: bool = False
     """whether any process was told to stop"""
 

@@ -59,15 +59,15 @@ class StepResult:
     metrics: dict[str, float]
     """means over the global batch, by the keys of metrics.jsonl"""
     finite: bool
-    """whether loss and gradient were; the optimizer skips a step where they were not"""
+    """whether loss and gradient were finite; otherwise the optimizer skipped the step"""
     offsets: list[int]
     """first byte of each sequence in the training split, for a look at a skipped step; empty where finite"""
     stop_requested: bool
     """whether any process was told to stop"""
     seconds: float
-    """of the whole step, on this process"""
+    """duration of the step on this process"""
     data_seconds: float
-    """of these, spent waiting for data"""
+    """duration of making its batches, part of `seconds`"""
 
 
 def train_step(trainer: Trainer, step: int) -> StepResult:
@@ -83,7 +83,8 @@ def train_step(trainer: Trainer, step: int) -> StepResult:
     rate = learning_rate(step, config)
     set_learning_rate(trainer.optimizer, rate)
 
-    # -- forward and backward over each piece of this process's share of the batch
+    # -- forward and backward over each piece of this process's share of the batch; `backward` divides the loss by the
+    #    number of pieces, and processes exchange gradients in the last one
     trainer.model.train()
     totals: dict[str, Tensor] = {}
     data_seconds = 0.0
@@ -155,7 +156,10 @@ def batch_offsets(trainer: Trainer, step: int) -> list[int]:
 
 
 def loss_metrics(loss: Tensor, losses: Losses) -> dict[str, Tensor]:
-    """The objective and each loss by its key in metrics.jsonl, in bits where they are cross-entropies."""
+    """The objective and each loss by its key in metrics.jsonl.
+
+    Cross-entropies are in bits. The objective is divided by ln 2 as a whole, with the parts that are not in bits.
+    """
     metrics = {
         "train/loss": loss.detach() / NATS_PER_BIT,
         "train/bits_per_byte": losses.cross_entropy / NATS_PER_BIT,

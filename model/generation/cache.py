@@ -2,11 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.kv_ring import KVRing
+
+
+class UnitPosition(NamedTuple):
+    """Place of a single token in a step of generation."""
+
+    chain: int
+    """its chain; a number, because it selects a ring of keys"""
+    index: int | Tensor
+    """its index in the chain; a tensor (1) if steps are recorded, because it differs each time a step is replayed"""
 
 
 @dataclass
@@ -48,7 +59,9 @@ class Cache:
     The first call (prefill) takes any number of bytes, each later call one byte a row. A level runs only when one of
     its units ends; in between, its last output is reused. Logits are those of a full pass over all bytes so far.
 
-    The contract: every tensor has the batch as its first dimension, and keeps its shape from the second call on.
+    The contract: every tensor but `position` has the batch as its first dimension, for `expand`. Once the recent bytes
+    fill their history, shapes no longer change. Recorded steps need that from the start: see `make_static` in
+    model/generation/replay.py.
     """
 
     length: int = 0
@@ -74,7 +87,7 @@ class Cache:
 
     @property
     def offset(self) -> int | Tensor:
-        """The length, as a tensor if steps are recorded."""
+        """The length, as a tensor (1) if steps are recorded: what is computed from it may differ at each replay."""
         return self.length if self.position is None else self.position
 
     def advance(self, n: int) -> None:
@@ -116,3 +129,10 @@ def tensor_slots(state: Any) -> Iterator[tuple[dict, Any]]:
             yield values, key
         elif isinstance(value, dict) or is_dataclass(value):
             yield from tensor_slots(value)
+
+
+def prepend_history(t: Tensor, size: int, past: Tensor | None) -> Tensor:
+    """Tokens t (b n d) after the `size` tokens before them, zeros before the first one: (b size+n d)."""
+    if past is None:
+        return F.pad(t, (0, 0, size, 0))
+    return torch.cat((past, t), dim=1)

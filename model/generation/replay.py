@@ -3,9 +3,9 @@
 A step of one byte is hundreds of small operations, and starting them one by one takes longer than computing them. On a
 GPU a recording is a CUDA graph, on a CPU it is code that Inductor compiles.
 
-Recordings need tensors whose shapes and addresses never change. So the first steps make the cache static: positions are
-tensors, attention masks the slots of a ring that are not yet written, and every result is copied to where the value
-before it was stored. The simple version is `static_step`, which does exactly that without recording anything.
+Recordings need tensors whose shapes and addresses never change. So the first step makes the cache static: positions are
+tensors, slots of a ring that are not yet written are masked out, and each new value is copied into the tensor that held
+the old one. The simple version is `static_step`, which does exactly that without recording anything.
 """
 
 from collections.abc import Callable

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from data import scoring_windows
-from evaluation.bits_per_byte import bits_per_byte, total_nats, validate
+from evaluation.bits_per_byte import bits_per_byte, total_nats, validation_bits_per_byte
 from tests.model.test_transformer import build
 
 DATA = np.random.default_rng(0).integers(0, 256, 500).astype(np.uint8)
@@ -54,7 +54,7 @@ def test_the_nats_of_a_split_are_the_sum_over_its_windows_read_one_by_one(model,
 
 def test_validation_is_the_mean_over_windows_that_do_not_overlap(model, accelerator):
     model.train()
-    score = validate(accelerator, model, DATA, seq_len=33, batch_size=4, count_bytes=10**6)
+    score = validation_bits_per_byte(accelerator, model, DATA, seq_len=33, batch_size=4, count_bytes=10**6)
     assert model.training
 
     starts = np.linspace(0, len(DATA) - 34, 15).astype(int)  # 15 windows fit
