@@ -1,7 +1,7 @@
 """Scaled dot-product attention, and the backends that can compute it.
 
-Every backend has one signature and computes the same function; `plain` is the definition. To add one, write a function
-and add it to `BACKENDS`.
+Every backend has one signature and computes the same function; `plain` is the definition. A new one is a function and a
+line in `BACKENDS` (CONTRIBUTING.md).
 """
 
 from collections.abc import Callable
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from utils.errors import Mistake, UserError
 
-# backend(q, k, v, causal, window, mask) -> out; shapes are those of `Attend`.
+# backend(q, k, v, causal, window, mask) -> out, with the shapes of `Attend`: q (b h i d), k, v (b h j d), mask (b j).
+# It must handle fewer heads in k and v, fewer queries than keys (the queries are the last), and queries that see no key
+# (zeros). If it cannot handle other shapes than causal ones with as many queries as keys, it belongs in `BLOCKWISE`.
 Backend = Callable[[Tensor, Tensor, Tensor, bool, int | None, Tensor | None], Tensor]
 
 
@@ -90,7 +92,7 @@ BACKENDS: dict[str, Backend] = {
     "block_local": block_local_attention,
     "flex": flex_attention,
 }
-# These cut the sequence into blocks, so they need one causal query for each key.
+# These cut the sequence into blocks: causal attention alone, with as many queries as keys. SDPA computes the rest.
 BLOCKWISE = ("block_local", "flex")
 
 
@@ -136,12 +138,14 @@ class Attend(nn.Module):
     def backend_for(self, queries: int, keys: int, dim_head: int, device: str, dtype: torch.dtype) -> str:
         """Name of the backend that computes attention of this shape.
 
-        A forced blockwise backend leaves other shapes, such as a single query in generation, to SDPA. The choices of
-        "auto" were measured (benchmarks/LOG.md).
+        A forced blockwise backend leaves other shapes, such as a single query in generation, to SDPA, and a model that
+        was trained with flex attention runs without a GPU. The choices of "auto" were measured (benchmarks/LOG.md).
         """
         one_query_per_key = self.causal and 1 < queries == keys
-        if self.backend in BLOCKWISE:
-            return self.backend if one_query_per_key else "sdpa"
+        if self.backend in BLOCKWISE and not one_query_per_key:
+            return "sdpa"
+        if self.backend == "flex" and device != "cuda":
+            return "block_local"
         if self.backend != "auto":
             return self.backend
 

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
 from math import ceil
-from typing import Any, Literal
+from typing import Any
 
+from model.attend import BACKENDS
 from model.segments import FixedStride
 from utils.checks import is_increasing, is_number, require
 
@@ -175,10 +176,9 @@ class ModelConfig:
     """normalise queries and keys in each head (arXiv 2010.04245)"""
     rotary_xpos: bool = model_setting(False, YES_OR_NO)
     """make attention scores decay with distance (xPos, arXiv 2212.10554)"""
-    attention: Literal["auto", "plain", "sdpa", "block_local", "flex"] = model_setting(
-        "auto", one_of("auto", "plain", "sdpa", "block_local", "flex")
-    )
-    """what computes attention: auto picks by shape and device, any other name forces one backend"""
+    attention: str = model_setting("auto", one_of("auto", *BACKENDS))
+    """what computes attention, all of it with the same result: auto picks by shape and device; plain, sdpa (PyTorch's
+    fused kernels), block_local (windows cut into blocks) or flex (flex attention, on a GPU) forces one"""
 
     # Where levels meet, and which of them predict.
     hierarchy_merge_all: bool = model_setting(False, YES_OR_NO)
@@ -263,7 +263,10 @@ class ModelConfig:
             kv_heads=(shared_evenly, f"divisors of heads = {self.heads}"),
             attn_depth=(attention_fits, f"null, or 1 to {self.depth}"),
             window_sizes=(window_fits, f"null, or 0 to seq_len / compression = {most}"),
-            attention=(wide_enough, f"with heads narrower than 16, dim_head = {self.dim_head}: any other backend"),
+            attention=(
+                wide_enough,
+                f"any other backend, as flex needs a dim_head of at least 16 and has {self.dim_head}",
+            ),
         )
 
     def per_level(self, name: str) -> tuple:

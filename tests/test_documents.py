@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import textwrap
 import tomllib
 from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
@@ -33,7 +34,7 @@ needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is no
 def blocks(document: Path, language: str) -> list[str]:
     """The code blocks of a language, without the indentation of a list."""
     found = BLOCK.findall(document.read_text(encoding="utf-8"))
-    return [re.sub(f"^{indent}", "", code, flags=re.MULTILINE) for indent, name, code in found if name == language]
+    return [textwrap.dedent(code) for _, name, code in found if name == language]
 
 
 def commands(document: Path) -> list[list[str]]:
@@ -132,6 +133,16 @@ def test_the_readme_is_short_and_its_examples_compile():
     assert examples
     for example in examples:
         compile(example, "README.md", "exec")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_examples_import_names_that_exist(document):
+    for example in blocks(document, "python"):
+        for node in ast.walk(ast.parse(example)):
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in FOLDERS:
+                module = importlib.import_module(node.module)
+                missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+                assert missing == [], f"{document.name} imports {missing} from {node.module}"
 
 
 def test_make_and_ci_use_the_python_versions_of_the_project():

@@ -159,7 +159,7 @@ class TestWrongInput:
         assert (whole / "metrics.jsonl").read_bytes() == before
 
     def test_of_evaluate(self, whole, command, tmp_path):
-        self.is_one_line(command("evaluate.py", tmp_path), "holds no trained model")
+        self.is_one_line(command("evaluate.py", tmp_path), "is no run directory with a trained model")
         self.is_one_line(command("evaluate.py", whole, "--stride", "33"), "stride: got 33, allowed: 1 to context = 32")
         self.is_one_line(command("evaluate.py", whole, "--split", "nine"), "split")
 

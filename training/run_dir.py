@@ -16,6 +16,7 @@ from utils.files import write_text
 
 # Sections and settings that may change on --resume.
 FREE_SECTIONS = {"run_dir", "wandb", "trackio"}
+FREE_IN_MODEL = {"attention"}  # every backend computes the same
 FREE_IN_TRAIN = {
     # how long, and what is logged and kept
     "max_steps",
@@ -65,7 +66,7 @@ def check_same_run(now: dict, then: dict, path: Path) -> None:
         if section in FREE_SECTIONS:
             continue
         for name, value in then.get(section, {}).items():
-            is_free = section == "train" and name in FREE_IN_TRAIN
+            is_free = name in {"model": FREE_IN_MODEL, "train": FREE_IN_TRAIN}.get(section, set())
             if not is_free and values.get(name) != value:
                 mistakes.append(Mistake(f"{section}.{name}", values.get(name), f"{as_typed(value)}, as in {path}"))
     if mistakes:

@@ -49,6 +49,8 @@ def as_typed(value: Any) -> str:
     """A value as it is written in YAML or on a command line: null, true, [64, null], {a: 1}."""
     if value is None:
         return "null"
+    if value == "":
+        return "an empty text"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):

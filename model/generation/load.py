@@ -19,7 +19,7 @@ def load_model(run_dir: Path, device: str) -> HierarchicalTransformer:
     folder = run_dir / "model"
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise UserError(f"{run_dir} holds no trained model: {folder / name} is missing")
+            raise UserError(f"{run_dir} is no run directory with a trained model: it has no model/{name}")
 
     try:
         model = HierarchicalTransformer.from_pretrained(folder)

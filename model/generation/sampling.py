@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.generation.cache import Cache
 from utils.checks import require
-from utils.errors import Mistake, UserError
+from utils.errors import Mistake, UserError, as_typed
 
 # Where random numbers come from: PyTorch's default generator, one for the whole batch, or one for each row.
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -146,7 +146,7 @@ def stream(
     still reads its prompt, and after its last token. Ends early when every row has met a stop token, which rows repeat.
 
     Args:
-        prompt: (b n), or a list of prompts (n) of any lengths.
+        prompt: (b n), or a list of prompts (n) or (1 n), each of any length.
         num_samples: samples of each prompt, which is read once; samples of one prompt are neighbouring rows.
         use_cache: never compute a byte twice; without it, each byte runs a full pass over all bytes before it.
         generator: a `torch.Generator` on the CPU, where random numbers come from, or a list of one for each row, with
@@ -156,7 +156,7 @@ def stream(
     Raises:
         UserError: at the first token, for an empty prompt, a negative length, or from `Sampling`.
     """
-    unique = list(prompt)
+    unique = [each[0] if each.ndim == 2 and len(each) == 1 else each for each in prompt]
     check_arguments(unique, length, num_samples, generator)
     repeated = [each for each in unique for _ in range(num_samples)]
     rows = Rows(repeated, length, Sampling(**sampling), model.config.num_tokens)
@@ -187,9 +187,11 @@ def stream(
 
 
 def generate(model, prompt: Tensor | Sequence[Tensor], length: int, **options) -> Tensor:
-    """The tokens of `stream`, whose options it takes, together: (b length), without the prompts.
+    """Continue each prompt by `length` tokens: the new tokens (b length), without the prompts.
 
-    Fewer than `length` if every row met a stop token. A row that met one earlier than the others repeats it.
+    Takes the options of `stream`: num_samples, use_cache, generator, temperature, top_k, top_p, min_p,
+    repetition_penalty, stop. Returns fewer than `length` tokens if every row met a stop token; a row that met one
+    earlier than the others repeats it.
     """
     steps = list(stream(model, prompt, length, **options))
     if not steps:
@@ -220,8 +222,8 @@ def check_arguments(prompts: list[Tensor], length: int, num_samples: int, genera
     rows = len(prompts) * num_samples
     enough = not isinstance(generator, Sequence) or len(generator) == rows
     require(
-        {"prompt": shapes, "length": length, "num_samples": num_samples},
-        prompt=(one_dimensional and len(prompts) > 0, "(b n), or a list of (n), each with at least one token"),
+        {"prompt": f"the shapes {as_typed(shapes)}", "length": length, "num_samples": num_samples},
+        prompt=(one_dimensional and len(prompts) > 0, "(b n), or a list of (n), with at least one token each"),
         length=(length >= 0, "0 or more"),
         num_samples=(num_samples >= 1, "1 or more"),
     )

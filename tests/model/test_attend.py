@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import Attend
-from model.attend import BACKENDS
+from model.attend import BACKENDS, BLOCKWISE
 from model.flex import blocked_attention, window_blocks
 
 
@@ -167,21 +167,35 @@ def test_auto_chooses_by_shape_and_device():
 @pytest.mark.parametrize("name", BACKENDS)
 def test_a_forced_backend_computes_every_shape_that_it_can(name):
     forced = Attend(causal=True, window_size=8, backend=name)
-    assert forced.backend_for(64, 64, 16, "cpu", torch.float32) == name
-    one_query = forced.backend_for(1, 64, 16, "cpu", torch.float32)
-    assert one_query == ("sdpa" if name in ("block_local", "flex") else name)
+    assert forced.backend_for(64, 64, 16, "cuda", torch.float32) == name
+    one_query = forced.backend_for(1, 64, 16, "cuda", torch.float32)
+    assert one_query == ("sdpa" if name in BLOCKWISE else name)
 
 
-@pytest.mark.parametrize("name", ["plain", "sdpa", "block_local"])
-@pytest.mark.parametrize("window", [None, 5, 100])
-def test_forced_backends_agree(name, window):
+def test_flex_attention_without_a_gpu_is_computed_in_blocks():
+    forced = Attend(causal=True, window_size=8, backend="flex")
+    assert forced.backend_for(64, 64, 16, "cpu", torch.float32) == "block_local"
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("kind", ["none", "blind"])
+@pytest.mark.parametrize(
+    ("causal", "window", "queries", "keys"),
+    [(True, None, 70, 70), (True, 5, 300, 300), (True, 100, 300, 300), (True, 8, 3, 300), (False, None, 7, 300)],
+)
+def test_every_backend_agrees_in_values_and_gradients(name, kind, causal, window, queries, keys):
+    """Over several blocks, with fewer queries than keys, shared heads, and queries that see nothing."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 3, 70, 8) for _ in range(3))
-    mask = torch.rand(2, 70) < 0.7
-    for given_mask in (None, mask):
-        out = Attend(causal=True, window_size=window, backend=name)(q, k, v, given_mask)
-        expected = by_hand(q, k, v, True, window, given_mask)
-        torch.testing.assert_close(out.double(), expected, atol=1e-5, rtol=0)
+    q = torch.randn(2, 4, queries, 8, dtype=torch.float64, requires_grad=True)
+    k, v = (torch.randn(2, 2, keys, 8, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    mask = draw_mask(kind, 2, keys)
+    upstream = torch.randn_like(q)
+
+    out = Attend(causal=causal, window_size=window, backend=name)(q, k, v, mask)
+    expected = Attend(causal=causal, window_size=window, backend="plain")(q, k, v, mask)
+    torch.testing.assert_close(out, expected)
+    gradients = torch.autograd.grad(out, (q, k, v), upstream)
+    torch.testing.assert_close(gradients, torch.autograd.grad(expected, (q, k, v), upstream))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +203,7 @@ def test_forced_backends_agree(name, window):
     [
         ({"causal": True, "window_size": 0}, "window_size: got 0, allowed: 1 or above"),
         ({"causal": False, "window_size": 4}, "window_size needs causal=True"),
-        ({"backend": "fast"}, "backend: got fast, allowed: auto, plain, sdpa, block_local, flex"),
+        ({"backend": "fast"}, "backend: got fast, allowed: auto, plain, sdpa"),
     ],
 )
 def test_illegal_options_are_named(options, message):

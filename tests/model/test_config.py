@@ -30,8 +30,11 @@ ILLEGAL = [
     ({"hierarchies": 4}, "hierarchies: got 4, allowed: a predicting level with a stride of 1 byte"),
     ({"hierarchies": 4, "hierarchical_stride": 2}, "hierarchical_stride: got 2, allowed: a predicting level with a"),
     ({"embed_dim": 0}, "embed_dim: got 0, allowed: null, or at least 1"),
-    ({"attention": "fast"}, "attention: got fast, allowed: auto, plain, sdpa, block_local or flex"),
-    ({"attention": "flex", "dim_head": 8}, "attention: got flex, allowed: with heads narrower than 16"),
+    ({"attention": "fast"}, "attention: got fast, allowed: auto, plain, sdpa"),
+    (
+        {"attention": "flex", "dim_head": 8},
+        "attention: got flex, allowed: any other backend, as flex needs a dim_head of at least 16 and has 8",
+    ),
     ({"qk_norm": 1}, "qk_norm: got 1, allowed: true or false"),
     ({"seq_len": 64, "window_sizes": 65}, "window_sizes: got 65, allowed: null, or 0 to .* 64 at 1x"),
     ({"window_sizes": -1}, "window_sizes: got -1"),

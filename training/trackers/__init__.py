@@ -34,9 +34,16 @@ class Trackers:
 
     def __init__(self, config: Config, is_main_process: bool):
         names = ["metrics_file", *config.train.trackers]
+        dashboards = [name for name in TRACKERS if name != "metrics_file"]
         unknown = [name for name in names if name not in TRACKERS]
         if unknown:
-            raise UserError(Mistake("train.trackers", list(config.train.trackers), f"any of {', '.join(TRACKERS)}"))
+            raise UserError(
+                Mistake(
+                    "train.trackers",
+                    list(config.train.trackers),
+                    f"any of {', '.join(dashboards)}",
+                )
+            )
 
         self.trackers: dict[str, Tracker] = {}
         if is_main_process:
@@ -89,5 +96,5 @@ class Trackers:
 
     @property
     def locations(self) -> list[str]:
-        """Where the user finds each dashboard: an address, or a command to type."""
+        """Where the user finds the results of each tracker: an address, a path or a command."""
         return [tracker.location for tracker in self.trackers.values() if tracker.location is not None]

@@ -21,7 +21,7 @@ class Tracker:
     """Receives what a run measures, on the main process. Every method but `log` may be left as it is.
 
     Attributes:
-        location: where the user finds the dashboard, an address or a command to type; None if there is nothing to say.
+        location: where the user finds the results: an address, a path or a command. A run prints it at its end.
     """
 
     location: str | None = None

@@ -49,7 +49,7 @@ def test_without_options_nothing_is_filtered():
     [
         (
             {"prompt": torch.zeros(1, 0, dtype=torch.long)},
-            r"prompt: got \[\[0\]\], allowed: \(b n\), or a list of \(n\), each with at",
+            r"prompt: got the shapes \[\[0\]\], allowed: \(b n\), or a list of \(n\), with at",
         ),
         ({"length": -1}, "length: got -1"),
         ({"num_samples": 0}, "num_samples: got 0"),
@@ -93,8 +93,10 @@ def test_a_repetition_penalty_makes_seen_tokens_less_likely():
 
 
 def draw_prompts(data) -> list[torch.Tensor]:
+    """Prompts (n), or (1 n) as `to_ids` makes them."""
     lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4), label="prompt lengths")
-    return [torch.randint(0, 11, (length,)) for length in lengths]
+    shape = data.draw(st.sampled_from([(), (1,)]), label="leading shape")
+    return [torch.randint(0, 11, (*shape, length)) for length in lengths]
 
 
 @settings(max_examples=60)
@@ -105,7 +107,7 @@ def test_prompts_of_different_lengths_get_what_each_gets_alone(config, length, t
     options = {"temperature": temperature, "repetition_penalty": 1.3}
     together = model.generate(prompts, length, generator=row_generators(5, len(prompts)), **options)
     for row, prompt, generator in zip(together, prompts, row_generators(5, len(prompts)), strict=True):
-        alone = model.generate(prompt[None], length, generator=[generator], **options)
+        alone = model.generate([prompt], length, generator=[generator], **options)
         assert torch.equal(alone[0], row)
 
 
@@ -119,7 +121,7 @@ def test_samples_of_a_prompt_that_is_read_once_are_samples_drawn_alone(config, s
     together = model.generate(prompts, 12, num_samples=samples, generator=row_generators(2, rows), **options)
     assert together.shape == (rows, 12)
     for i, generator in enumerate(row_generators(2, rows)):
-        alone = model.generate(prompts[i // samples][None], 12, generator=[generator], **options)
+        alone = model.generate([prompts[i // samples]], 12, generator=[generator], **options)
         assert torch.equal(alone[0], together[i])
 
 
