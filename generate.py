@@ -119,6 +119,7 @@ def continue_prompt(model: HierarchicalTransformer, prompt: str, args: Arguments
         if args.json:
             print(json.dumps({"prompt": prompt, "text": text, "bytes": sample, "seed": args.seed}))
         else:
+            print(f"--- sample {i + 1} of {args.num_samples} ---")
             print(prompt + text)
 
 
