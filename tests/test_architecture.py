@@ -23,7 +23,7 @@ MAY_IMPORT = {
 }
 FILES = {part: sorted((ROOT / part).rglob("*.py")) for part in MAY_IMPORT} | {"programs": sorted(ROOT.glob("*.py"))}
 OURS = {*MAY_IMPORT, "tests", *(path.stem for path in FILES["programs"])}
-# What training takes from inside the model: to compile and shard it by class, and to leave a level out of it.
+# What others take from inside the model: classes to compile and shard, and the parts that level ablation replaces.
 INNER = {("model.block", "Block"), ("model.merge", "Merge"), ("model.segments", "align")}
 
 
@@ -37,7 +37,7 @@ class Import(NamedTuple):
 
 
 def imports(path: Path) -> list[Import]:
-    """Of our own code, wherever in a file they stand."""
+    """Imports of our own code, anywhere in a file."""
     found = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -55,7 +55,7 @@ def is_module(name: str) -> bool:
 @pytest.mark.parametrize("part", MAY_IMPORT)
 def test_imports_run_one_way(part):
     found = [each for path in FILES[part] for each in imports(path)]
-    assert found or part in ("docs", "programs")  # every package uses itself, so that this looks where it should
+    assert found or part in ("docs", "programs")  # every package imports from itself, so this finds imports
     allowed = MAY_IMPORT[part] | {part}
     assert [str(each) for each in found if each.module.partition(".")[0] not in allowed] == []
 
@@ -72,7 +72,7 @@ def test_no_imports_run_in_a_circle():
 
 
 @pytest.mark.parametrize("package", ["data", "evaluation", "model", "training", "utils"])
-def test_what_others_import_is_on_the_package_s_face(package):
+def test_packages_import_only_what_others_export(package):
     """A name from its `__init__`, the same name from where it is defined, or anything from a module that it lists."""
     face = importlib.import_module(package).__all__
     assert sorted(set(face)) == sorted(face)

@@ -22,7 +22,7 @@ MISSPELLINGS = [
 
 @pytest.fixture(scope="module")
 def complaints(tmp_path_factory) -> str:
-    """What the type checker says about a copy of the code with every misspelling in it."""
+    """The type checker's report on a copy of the code with every misspelling in it."""
     folder = tmp_path_factory.mktemp("misspelled")
     for package in CHECKED:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))

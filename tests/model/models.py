@@ -1,4 +1,4 @@
-"""Small models for tests, every part of which says something, as one that was trained."""
+"""Small models for tests. Noise on all weights makes every part of them matter, as in a trained model."""
 
 import torch
 

@@ -10,7 +10,7 @@ from model.flex import blocked_attention, window_blocks
 
 
 def by_hand(q, k, v, causal, window, mask):
-    """Attention of one query after another over the keys that it may see, in float64."""
+    """Attention in float64, query by query, over the keys that each may see."""
     q, k, v = (t.double() for t in (q, k, v))
     queries, keys = q.shape[-2], k.shape[-2]
     rows = []
@@ -27,7 +27,7 @@ def by_hand(q, k, v, causal, window, mask):
 @pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
 @pytest.mark.parametrize(("window", "queries"), [(None, 70), (4, 70), (4, 1), (None, 1)])
 @pytest.mark.parametrize("kind", ["none", "some"])
-def test_fewer_heads_of_keys_are_shared_by_neighbours(fused, window, queries, kind):
+def test_key_heads_are_shared_by_neighbouring_query_heads(fused, window, queries, kind):
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 6, queries, 8), torch.randn(2, 2, 70, 8), torch.randn(2, 2, 70, 8)
     mask = draw_mask(kind, 2, 70)
@@ -69,7 +69,7 @@ def draw_mask(kind, batch, keys):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5), (torch.bfloat16, 0.05)]
 )
-def test_both_paths_are_attention_in_values_and_gradients(fused, kind, causal, window, queries, keys, dtype, tolerance):
+def test_plain_and_auto_equal_attention_by_hand(fused, kind, causal, window, queries, keys, dtype, tolerance):
     torch.manual_seed(0)
     q = torch.randn(2, 3, queries, 8, dtype=dtype, requires_grad=True)
     k, v = (torch.randn(2, 3, keys, 8, dtype=dtype, requires_grad=True) for _ in range(2))
@@ -106,13 +106,13 @@ def test_a_window_counts_the_query_itself(n, window, query, fused):
     query = query % n
     torch.manual_seed(0)
     q, k = (torch.randn(1, 1, n, 4) for _ in range(2))
-    v = torch.eye(n).reshape(1, 1, n, n)  # each output then is the row of weights
+    v = torch.eye(n).reshape(1, 1, n, n)  # so each output is its row of attention weights
     weights = Attend(causal=True, use_flash_attn=fused, window_size=window)(q, k, v)[0, 0, query]
     seen = weights.nonzero().flatten().tolist()
     assert seen == list(range(max(0, query - window + 1), query + 1))
 
 
-def test_a_window_never_builds_a_square():
+def test_windowed_attention_never_holds_n_squared_scores():
     largest = 0
 
     class Watch(TorchDispatchMode):
@@ -128,13 +128,13 @@ def test_a_window_never_builds_a_square():
     with Watch():
         window_blocks.__wrapped__(n, 16, q.device)
         Attend(causal=True, use_flash_attn=True, window_size=16)(q, k, v).sum().backward()
-    assert largest < n * n / 8  # bytes; one bit for each pair would be as much
+    assert largest < n * n / 8  # bytes; this limit is one bit for each pair
 
 
 @pytest.mark.parametrize("kind", ["none", "some", "blind"])
 @pytest.mark.parametrize(("n", "window"), [(5, 1), (64, 4), (128, 127), (129, 2), (300, 64), (300, 129), (700, 200)])
-def test_flex_attention_sees_the_same_window(n, window, kind):
-    """What CUDA runs compiled, here as it is written; CPUs have no gradient for it."""
+def test_flex_attention_has_the_same_window_as_plain_attention(n, window, kind):
+    """Flex attention without compilation, which CUDA adds. CPUs have no gradient for it."""
     torch.manual_seed(0)
     q, k, v = torch.randn(2, 4, n, 16), torch.randn(2, 2, n, 16), torch.randn(2, 2, n, 16)
     mask = draw_mask(kind, 2, n)

@@ -51,7 +51,7 @@ ILLEGAL = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), ILLEGAL, ids=[message.split(":")[0] for _, message in ILLEGAL])
-def test_an_illegal_argument_is_named_with_what_it_got(arguments, message):
+def test_an_illegal_argument_is_reported_with_its_value(arguments, message):
     with pytest.raises(ValueError, match=message):
         HierarchicalTransformer(**arguments)
 

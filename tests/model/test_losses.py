@@ -1,4 +1,4 @@
-"""Each loss against a slow, plain computation, one output and one byte after another."""
+"""Each loss against a slow, plain computation, output by output and byte by byte."""
 
 from math import gcd
 
@@ -14,7 +14,7 @@ SHAPES = {"c": st.sampled_from([2, 3, 4, 6, 8]), "s": st.sampled_from([1, 2, 3, 
 
 
 def draw(c, s, n):
-    """A level, its outputs, and n bytes with those one later."""
+    """A level, its outputs, n bytes and their labels, and the byte at which each output's unit ends."""
     torch.manual_seed(0)
     level = ModelConfig(dim=6, hierarchies=(1, c), hierarchical_stride=(1, gcd(s, c))).levels[1]
     text = torch.randint(0, 7, (2, n + 1))
@@ -23,13 +23,13 @@ def draw(c, s, n):
 
 
 def nats(head, embed, c, targets):
-    """Of (place, byte) pairs, read off one output."""
+    """Cost of each (place, byte) of targets, read from one output."""
     chances = head(embed).unflatten(0, (c, 7)).log_softmax(-1)
     return [-chances[place, byte] for place, byte in targets]
 
 
 @given(**SHAPES)
-def test_reconstruction_asks_for_the_bytes_behind_each_output(c, s, n):
+def test_reconstruction_predicts_the_bytes_that_each_output_compressed(c, s, n):
     level, embeds, ids, labels, ends = draw(c, s, n)
     loss = ByteLoss(level, 1.0, 7, 6, ahead=False)
     costs = []
@@ -41,7 +41,7 @@ def test_reconstruction_asks_for_the_bytes_behind_each_output(c, s, n):
 
 
 @given(**SHAPES)
-def test_prophet_asks_for_the_bytes_ahead_of_each_output(c, s, n):
+def test_prophet_predicts_the_bytes_after_each_output(c, s, n):
     level, embeds, ids, labels, ends = draw(c, s, n)
     loss = ByteLoss(level, 1.0, 7, 6, ahead=True)
     costs = []
@@ -53,7 +53,7 @@ def test_prophet_asks_for_the_bytes_ahead_of_each_output(c, s, n):
 
 
 @given(**SHAPES)
-def test_quantizer_asks_for_the_code_of_whole_chunks_ahead(c, s, n):
+def test_quantizer_predicts_the_codes_of_whole_chunks_ahead(c, s, n):
     level, embeds, ids, labels, ends = draw(c, s, n)
     loss = Quantizer(level, 1.0, 7, 6)
     costs = []
@@ -69,7 +69,7 @@ def test_quantizer_asks_for_the_code_of_whole_chunks_ahead(c, s, n):
 
 
 @given(rollouts=st.integers(1, 3), **SHAPES)
-def test_next_latent_goes_from_output_to_output(rollouts, c, s, n):
+def test_next_latent_predicts_one_output_from_the_one_before(rollouts, c, s, n):
     level, embeds, ids, labels, ends = draw(c, s, n)
     embeds.requires_grad_()
     x = torch.randn(2, n, 5, requires_grad=True)
@@ -77,15 +77,15 @@ def test_next_latent_goes_from_output_to_output(rollouts, c, s, n):
     costs = []
     for b in range(2):
         for k in range(len(ends) - rollouts):
-            latent, erred = embeds[b, k], 0.0
+            latent, accumulated_error = embeds[b, k], 0.0
             for step in range(1, rollouts + 1):
                 end = ends[k + step]
                 summary = loss.summarize(x[b, max(0, end - c + 1) : end + 1].mean(0))
                 latent = latent + loss.to_out(loss.hidden(torch.cat((latent, summary))))
                 target = embeds[b, k + step].detach()
                 error = 0.1 * F.mse_loss(latent, target) + 0.9 * (1 - F.cosine_similarity(latent, target, dim=0))
-                costs.append(error * torch.tensor(-erred).exp())
-                erred += error.item()
+                costs.append(error * torch.tensor(-accumulated_error).exp())
+                accumulated_error += error.item()
     result = loss(embeds, ids, labels, x)
     torch.testing.assert_close(result, torch.stack(costs).mean() if costs else torch.tensor(0.0))
     result.backward()

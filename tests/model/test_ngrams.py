@@ -3,7 +3,7 @@ import torch
 from model.ngrams import ngram_buckets
 
 
-def test_a_row_is_that_of_its_own_n_gram_wherever_it_stands():
+def test_equal_n_grams_share_a_row_and_others_do_not():
     ids = torch.tensor([[1, 2, 3, 4, 9, 2, 3, 4], [7, 7, 3, 4, 5, 6, 3, 4]])
     two, three = ngram_buckets(ids, (2, 3), 1 << 20, last=8)
     assert two.shape == three.shape == ids.shape
@@ -12,7 +12,7 @@ def test_a_row_is_that_of_its_own_n_gram_wherever_it_stands():
     assert two[0, 3] != two[0, 2]
 
 
-def test_before_the_first_byte_there_are_zeros():
+def test_bytes_before_the_first_count_as_zeros():
     ids = torch.randint(0, 256, (2, 9))
     padded = torch.nn.functional.pad(ids, (4, 0))
     for last in (1, 5, 9):
@@ -21,8 +21,8 @@ def test_before_the_first_byte_there_are_zeros():
             assert torch.equal(one, other[:, -last:]) and one.shape == (2, last)
 
 
-def test_rows_are_spread_over_the_table():
-    """Of all pairs of letters, hashed into as many rows, about 1 - 1/e = 63 % of the rows are met, as by chance."""
+def test_n_grams_are_spread_over_the_table():
+    """4,096 pairs in 4,096 rows: by chance about 1 - 1/e = 63 % of the rows are used."""
     letters = torch.arange(64)
     pairs = torch.cartesian_prod(letters, letters)
     (rows,) = ngram_buckets(pairs, (2,), 4096, last=2)
@@ -30,5 +30,5 @@ def test_rows_are_spread_over_the_table():
     assert 0.58 < len(rows[:, 1].unique()) / 4096 <= 1
 
 
-def test_no_orders_give_nothing():
+def test_without_orders_there_are_no_rows():
     assert list(ngram_buckets(torch.zeros(1, 3, dtype=torch.long), (), 8, last=3)) == []

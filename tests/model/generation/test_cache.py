@@ -10,7 +10,7 @@ from tests.model.test_transformer import build
 
 
 def in_pieces(model, ids, prefill):
-    """Logits of ids (b n) with a cache: of the first `prefill` at once, and then of each."""
+    """Logits of ids (b n) with a cache: the first `prefill` bytes at once, then byte by byte."""
     cache = Cache()
     with torch.inference_mode():
         pieces = [model(ids[:, :prefill], cache=cache)]
@@ -55,7 +55,7 @@ def test_generation_is_the_same_without_a_cache(config, length):
     assert torch.equal(one, other)
 
 
-def test_xpos_does_not_overflow_however_long_the_text():
+def test_xpos_does_not_overflow_in_long_texts():
     model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8, "rotary_xpos": True})
     cache = Cache()
     ids = torch.randint(0, 256, (1, 9000))

@@ -17,7 +17,7 @@ def threads():
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize("compress", ["conv", "mean", "attention"])
-def test_a_model_laid_out_for_decoding_says_the_same(threads, count, compress):
+def test_a_prepared_model_gives_the_same_logits_and_bytes(threads, count, compress):
     threads(count)
     model = build(SMALL | {"compress_type": compress})
     ids, parameters = torch.randint(0, 256, (2, 40)), sum(p.numel() for p in model.parameters())
@@ -26,14 +26,14 @@ def test_a_model_laid_out_for_decoding_says_the_same(threads, count, compress):
     prepare_for_generation(model)
     assert any(isinstance(module, SlicedLinear) for module in model.modules())
     assert any(not p.is_contiguous() for p in model.parameters())
-    assert sum(p.numel() for p in model.parameters()) == parameters  # nothing is kept twice
+    assert sum(p.numel() for p in model.parameters()) == parameters  # no weight is stored twice
     torch.testing.assert_close(model(ids), logits)
     assert torch.equal(model.generate(ids, 40, temperature=0), drawn)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 1, 6), (3, 1, 6), (2, 5, 6), (2, FEW_ROWS, 6)])
-def test_slices_are_the_linear_map(threads, bias, shape):
+def test_slices_equal_the_linear_map(threads, bias, shape):
     threads(2)
     linear, x = nn.Linear(6, 10, bias=bias), torch.randn(shape)
     sliced = SlicedLinear(linear)

@@ -54,9 +54,9 @@ def test_compiled_steps_equal_a_full_pass():
     assert isinstance(model.forward, StepRecorder)
     for rows, prefill, known in ((2, 5, 2), (2, 30, 2), (1, 7, 4)):  # another text reuses the compiled step
         torch.testing.assert_close(in_pieces(model, ids[:rows], prefill), full[:rows], atol=1e-4, rtol=1e-4)
-        assert len(model.forward.compiled) == known  # with level 4x and without, for so many rows
+        assert len(model.forward.compiled) == known  # with and without a unit of level 4x, for each number of rows
     loss, _ = model(ids, return_loss=True)
-    loss.backward()  # as before
+    loss.backward()  # training still works
 
 
 def test_models_with_xpos_are_not_recorded():
