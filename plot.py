@@ -28,6 +28,11 @@ PANELS = {  # key: title of the panel, and label of its vertical axis
     "train/gradient_norm": ("Gradient norm", "L2 norm (log scale)"),
 }
 
+LOSS, VALIDATION, NORM = "train/bits_per_byte", "validation/bits_per_byte", "train/gradient_norm"
+NOISY = (LOSS, NORM)  # drawn as they are in thin lines, and smoothed in bold ones
+
+Curve = tuple[np.ndarray, np.ndarray]  # x and y, (n) each
+
 
 def main(argv: list[str] | None = None) -> None:
     parser = Parser(prog="plot.py", description=__doc__)
@@ -136,31 +141,23 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-    # -- the curves of every panel by run, (x, y) each
+    # -- the horizontal axis
     key, x_label = AXES[by]
-    for name, lines in runs.items():
-        if not len(series(lines, key, key)[0]):
-            others = ", ".join(other for other, (k, _) in AXES.items() if len(series(lines, k, k)[0]))
-            raise UserError(Mistake("by", f"{by}, but no line of {name} has {key!r}", others or "none"))
-    end, unit = max(series(lines, key, key)[0].max() for lines in runs.values()), 1
+    check_axis(runs, by)
+    end = max(series(lines, key, key)[0].max() for lines in runs.values())
+    unit = 1
     if by == "time":
         unit, unit_name = unit_of_time(end)
         x_label += f" ({unit_name})"
-    panels = {}
-    for panel in (*PANELS, "validation/bits_per_byte"):
-        found = {name: series(lines, key, panel) for name, lines in runs.items()}
-        panels[panel] = {name: (x / unit, y) for name, (x, y) in found.items() if len(x)}
-    norms = {name: (x[y > 0], y[y > 0]) for name, (x, y) in panels["train/gradient_norm"].items()}
-    panels["train/gradient_norm"] = {name: (x, y) for name, (x, y) in norms.items() if len(x)}  # a log axis has no 0
-    scores = panels.pop("validation/bits_per_byte")
-    large = ["train/bits_per_byte"] if panels["train/bits_per_byte"] or scores else []
-    small = [panel for panel in panels if panel != "train/bits_per_byte" and panels[panel]]
+
+    # -- the curves of every panel, by run
+    curves = {panel: find_curves(runs, key, panel, unit) for panel in (*PANELS, VALIDATION)}
+    scores = curves.pop(VALIDATION)
+    large = [LOSS] if curves[LOSS] or scores else []
+    small = [panel for panel in curves if panel != LOSS and curves[panel]]
     if not large + small:
-        got = f"nothing to draw in {', '.join(runs)}"
-        raise UserError(Mistake("run", got, f"lines with {', '.join(panels)}"))
+        raise UserError(Mistake("run", f"nothing to draw in {', '.join(runs)}", f"lines with {', '.join(curves)}"))
 
     # -- the loss over the full width, the others in a row below it
     rows: list[Any] = [row for row in (large * max(1, len(small)), small) if row]
@@ -168,49 +165,98 @@ def draw(runs: dict[str, list[dict]], by: str = "step"):
     figure = Figure(figsize=(11, sum(heights) + 0.6 + 0.2 * len(runs)), layout="constrained")
     axes = figure.subplot_mosaic(rows, height_ratios=heights)
     looks = dict(zip(runs, zip(COLOURS, MARKERS, strict=True), strict=False))
-    plain = StrMethodFormatter("{x:,.10g}")
     for panel, axis in axes.items():
-        title, y_label = PANELS[panel]
-        axis.set_title(title, fontsize=10, loc="left")
-        axis.set(xlabel=x_label, ylabel=y_label, xlim=(0, 1.01 * end / unit or 1))
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        for name, (x, y) in panels[panel].items():
-            style: dict[str, Any] = {"color": looks[name][0], "marker": "." if len(x) == 1 else ""}
-            if panel in ("train/bits_per_byte", "train/gradient_norm"):
-                axis.plot(x, y, linewidth=0.5, alpha=0.35 if len(runs) == 1 else 0.2, **style)
-                y = smooth(y) if panel in large else np.exp(smooth(np.log(y)))
-            axis.plot(x, y, linewidth=1.5, **style)
+        axis.set(xlabel=x_label, xlim=(0, 1.01 * end / unit or 1))
+        draw_panel(axis, panel, curves[panel], looks)
+        if panel == LOSS:
+            draw_scores(axis, scores, looks)
+            axis.set_ylim(loss_range([*curves[LOSS].values(), *scores.values()]))
+        format_ticks(axis, panel, by)
+    draw_legend(figure, scores, looks)
+    return figure
 
-        if panel == "train/bits_per_byte":
-            for name, (x, y) in scores.items():
-                axis.plot(x, y, looks[name][1], color=looks[name][0], zorder=3, **MARK)
-            axis.set_ylim(loss_range([*panels[panel].values(), *scores.values()]))
-        elif panel == "train/gradient_norm":
-            axis.set_yscale("log")
-            low, high = axis.get_ylim()
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
-            axis.yaxis.set_minor_formatter(NullFormatter())
-        else:
-            axis.set_ylim(0, 1.1 * max(np.quantile(y, 0.99) for _, y in panels[panel].values()) or 1)
-        ticks = MaxNLocator(nbins=10 if panel in large else 4, steps=[1, 2, 5, 10], integer=by != "time")
-        axis.xaxis.set_major_locator(ticks)
-        axis.xaxis.set_major_formatter(EngFormatter() if by == "bytes" else plain)
-        if panel in small:
-            axis.yaxis.set_major_formatter(EngFormatter() if panel == "speed/bytes_per_second" else plain)
 
-    # -- the legend: each run with its scores; a $ must not start a formula
+def check_axis(runs: dict[str, list[dict]], by: str) -> None:
+    """Raise a UserError if a run has no values for the horizontal axis, and name the axes that it has values for."""
+    key, _ = AXES[by]
+    for name, lines in runs.items():
+        if not len(series(lines, key, key)[0]):
+            others = ", ".join(other for other, (k, _) in AXES.items() if len(series(lines, k, k)[0]))
+            raise UserError(Mistake("by", f"{by}, but no line of {name} has {key!r}", others or "none"))
+
+
+def find_curves(runs: dict[str, list[dict]], x_key: str, panel: str, unit: float) -> dict[str, Curve]:
+    """The curve of a panel for each run that has one."""
+    curves = {}
+    for name, lines in runs.items():
+        x, y = series(lines, x_key, panel, unit)
+        if panel == NORM:
+            x, y = x[y > 0], y[y > 0]  # its axis is logarithmic
+        if len(x):
+            curves[name] = x, y
+    return curves
+
+
+def draw_panel(axis, panel: str, curves: dict[str, Curve], looks: dict[str, tuple[str, str]]) -> None:
+    """Draw the curves of one panel, by run, each in its colour."""
+    title, y_label = PANELS[panel]
+    axis.set_title(title, fontsize=10, loc="left")
+    axis.set_ylabel(y_label)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+    for name, (x, y) in curves.items():
+        style: dict[str, Any] = {"color": looks[name][0], "marker": "." if len(x) == 1 else ""}
+        if panel in NOISY:
+            axis.plot(x, y, linewidth=0.5, alpha=0.35 if len(looks) == 1 else 0.2, **style)
+            y = np.exp(smooth(np.log(y))) if panel == NORM else smooth(y)
+        axis.plot(x, y, linewidth=1.5, **style)
+
+    if panel not in NOISY:
+        axis.set_ylim(0, 1.1 * max(np.quantile(y, 0.99) for _, y in curves.values()) or 1)
+
+
+def draw_scores(axis, scores: dict[str, Curve], looks: dict[str, tuple[str, str]]) -> None:
+    """Draw the validation scores, by run, as lines with marks."""
+    for name, (x, y) in scores.items():
+        colour, marker = looks[name]
+        axis.plot(x, y, marker, color=colour, zorder=3, **MARK)
+
+
+def format_ticks(axis, panel: str, by: str) -> None:
+    """Choose where both axes have ticks, and how their numbers are written."""
+    from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+    plain = StrMethodFormatter("{x:,.10g}")
+    ticks = MaxNLocator(nbins=10 if panel == LOSS else 4, steps=[1, 2, 5, 10], integer=by != "time")
+    axis.xaxis.set_major_locator(ticks)
+    axis.xaxis.set_major_formatter(EngFormatter() if by == "bytes" else plain)
+
+    if panel == NORM:
+        axis.set_yscale("log")
+        low, high = axis.get_ylim()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+        axis.yaxis.set_minor_formatter(NullFormatter())
+    if panel != LOSS:
+        axis.yaxis.set_major_formatter(EngFormatter() if panel == "speed/bytes_per_second" else plain)
+
+
+def draw_legend(figure, scores: dict[str, Curve], looks: dict[str, tuple[str, str]]) -> None:
+    """A legend of the runs with their validation scores, and a title above it."""
+    from matplotlib.lines import Line2D
+
     entries = {}
     for name, (colour, marker) in looks.items():
-        text = name.replace("$", r"\$")
+        text = name.replace("$", r"\$")  # a $ would start a formula
         if name in scores:
-            values = scores[name][1]
+            _, values = scores[name]
             text += f": validation best {values.min():.4f}, last {values[-1]:.4f} bits per byte"
         entries[text] = Line2D([], [], color=colour, marker=marker if name in scores else "", **MARK)
-    title = "Training of " + (f"{len(runs)} runs" if len(runs) > 1 else next(iter(runs)).replace("$", r"\$"))
+
+    runs = list(looks)
+    title = "Training of " + (f"{len(runs)} runs" if len(runs) > 1 else runs[0].replace("$", r"\$"))
     style = {"loc": "outside upper center", "frameon": False, "title_fontsize": 13}
     figure.legend(list(entries.values()), list(entries), title=title, **style)
-    return figure
 
 
 if __name__ == "__main__":
