@@ -137,7 +137,7 @@ class TestWrongInput:
             (["--data.name=enwik8", "--data.head=true"], "does not begin as enwik8 does"),
             (["--run_dir=/dev/null"], "run_dir: got /dev/null, allowed: a folder that can be written"),
             (["--resume"], "holds no run to resume"),
-            (["--train.trackers=[abacus]"], "train.trackers: got [abacus], allowed: any of metrics_file, wandb, tr"),
+            (["--train.trackers=[abacus]"], "train.trackers: got [abacus], allowed: any of wandb, trackio"),
         ],
         ids=lambda value: None if isinstance(value, str) else " ".join(value),
     )
