@@ -31,6 +31,7 @@ from training.config import Config, TrainConfig, WandbConfig
 from training.parallel import build_accelerator
 from training.reading import load_settings
 from utils.errors import Mistake, UserError, reading_errors
+from utils.files import user_path
 
 VERIFIED_BYTES = 100_000  # scored by --verify if there is no --limit, since decoding takes one forward pass per byte
 
@@ -81,7 +82,7 @@ def main(argv: list[str] | None = None) -> None:
         accelerator = build_accelerator(float32)
         if args.verify and accelerator.num_processes > 1:
             raise UserError("--verify needs a single process")
-        model = load_model(Path(args.run_dir), args.device or str(accelerator.device))
+        model = load_model(user_path(args.run_dir), args.device or str(accelerator.device))
         with accelerator.main_process_first():  # it unpacks the corpus, the others then find it unpacked
             text = read_text(args)
         data = text.data
@@ -122,11 +123,11 @@ def read_text(args: Arguments) -> Text:
     """
     if args.file is not None:
         with reading_errors("file", args.file):
-            data = np.fromfile(args.file, dtype=np.uint8)
+            data = np.fromfile(user_path(args.file), dtype=np.uint8)
         source = {"file": args.file}
     else:
         split = args.split or "test"
-        corpus = open_corpus(load_data_config(Path(args.run_dir)))
+        corpus = open_corpus(load_data_config(user_path(args.run_dir)))
         data = corpus[split]
         source = {"split": split, "corpus": corpus.name}
 

@@ -25,6 +25,7 @@ from model.generation.prepare import prepare_for_generation
 from model.generation.sampling import row_generators
 from training.command_line import parse_as, user_errors
 from utils.errors import Mistake, UserError, reading_errors
+from utils.files import user_path
 
 
 @dataclass(frozen=True)
@@ -83,9 +84,9 @@ class Arguments:
 def main(argv: list[str] | None = None) -> None:
     args = parse_as(Arguments, argv, "generate.py", __doc__)
     with user_errors():
-        model = load_model(Path(args.run_dir), args.device or best_device())
+        model = load_model(user_path(args.run_dir), args.device or best_device())
         if args.score is not None:
-            score_file(model, Path(args.score), args)
+            score_file(model, user_path(args.score), args)
         elif args.prompt is not None:
             continue_prompt(model, args.prompt, args)
 
@@ -94,9 +95,10 @@ def continue_prompt(model: HierarchicalTransformer, prompt: str, args: Arguments
     """Generate the samples and print them."""
     prepare_for_generation(model, args.compile)
     device = next(model.parameters()).device
+    ids = to_ids(prompt)
     stop_bytes = args.stop.encode()
     tokens = model.stream(
-        to_ids(prompt).to(device),
+        ids.to(device),
         args.length,
         num_samples=args.num_samples,
         use_cache=not args.no_cache,
@@ -109,7 +111,7 @@ def continue_prompt(model: HierarchicalTransformer, prompt: str, args: Arguments
         stop=tuple(stop_bytes),
     )
     if args.num_samples == 1 and not args.json:
-        print_as_generated(prompt, tokens)
+        print_as_generated(to_text(ids[0]), tokens)
         return
 
     columns = [token.tolist() for token in tokens]  # a list per byte, with the byte of each sample
@@ -120,7 +122,7 @@ def continue_prompt(model: HierarchicalTransformer, prompt: str, args: Arguments
             print(json.dumps({"prompt": prompt, "text": text, "bytes": sample, "seed": args.seed}))
         else:
             print(f"--- sample {i + 1} of {args.num_samples} ---")
-            print(prompt + text)
+            print(to_text(ids[0]) + text)
 
 
 def print_as_generated(prompt: str, tokens: Iterator[Tensor]) -> None:
@@ -150,7 +152,7 @@ def score_file(model: HierarchicalTransformer, path: Path, args: Arguments) -> N
     with reading_errors("score", path):
         text = np.fromfile(path, dtype=np.uint8)
     if args.heatmap is not None:
-        print(json.dumps(write_heatmap(Path(args.heatmap), model, text, Path(args.run_dir), path)))
+        print(json.dumps(write_heatmap(user_path(args.heatmap), model, text, user_path(args.run_dir), path)))
         return
 
     if len(text) < 2:

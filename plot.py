@@ -13,7 +13,7 @@ import numpy as np
 
 from training.command_line import Parser, user_errors
 from utils.errors import Mistake, UserError
-from utils.files import replace
+from utils.files import replace, user_path
 
 # The palette of Okabe and Ito for colour-blind readers, with grey instead of yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -43,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
 
     with user_errors():
         # -- the files, one per run
-        paths = [Path(run) / "metrics.jsonl" if Path(run).is_dir() else Path(run) for run in args.run]
+        paths = [user_path(run) for run in args.run]
+        paths = [path / "metrics.jsonl" if path.is_dir() else path for path in paths]
         paths = list({path.resolve(): path for path in paths}.values())  # a run named twice is drawn once
         if len(paths) > len(COLOURS):
             raise UserError(Mistake("run", f"{len(paths)} runs", f"1 to {len(COLOURS)}"))
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.by not in AXES:
             raise UserError(Mistake("by", args.by, ", ".join(AXES)))
         default = paths[0].with_name("metrics.png") if len(paths) == 1 else "runs.png"
-        output = Path(args.output or default)
+        output = user_path(args.output) if args.output else Path(default)
         runs = dict(zip(run_names(paths), map(read_metrics, paths), strict=True))
         if output.suffix not in FORMATS or not output.parent.is_dir():
             raise UserError(Mistake("output", output, f"{', '.join(FORMATS)}, in a folder that exists"))

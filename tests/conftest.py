@@ -66,7 +66,8 @@ def command():
     def run(
         program: str, *arguments: str, launcher: tuple[str, ...] = (), **environment
     ) -> subprocess.CompletedProcess:
-        line = [*(launcher or (sys.executable,)), str(ROOT / program), *map(str, arguments)]
+        typed = [os.fsdecode(each) if isinstance(each, bytes) else str(each) for each in arguments]
+        line = [*(launcher or (sys.executable,)), str(ROOT / program), *typed]
         environment = os.environ | NO_GPU | environment
         return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL)
 

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 import train as training_script
 from data import DataConfig, open_corpus
 from model import HierarchicalTransformer
+from tests.conftest import ROOT
 from tests.runs import losses, metrics
 from training.config import SECTIONS
 
@@ -90,6 +91,26 @@ def test_generate_gives_the_same_bytes_for_the_same_seed(whole, command):
         "generate.py", whole, "--prompt", "7 ", "--length=9", "--num-samples=3", "--top-k=5", "--top-p=0.9"
     )
     assert several.stdout.count("7 ") >= 3
+
+
+def test_a_prompt_may_have_any_bytes(whole, command):
+    done = command("generate.py", whole, "--prompt", b"7 \xff", "--length=3", "--json")
+    assert done.returncode == 0, done.stderr
+    done = command("generate.py", whole, "--prompt", b"7 \xff", "--length=3")
+    assert done.stdout.startswith("7 \ufffd"), done.stderr
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(whole, workplace, train, command):
+    home = {"HOME": str(workplace)}
+    run_dir, done = train("at-home", "--run_dir=~/at-home", "--train.max_steps=1", **home)
+    assert done.returncode == 0 and (run_dir / "config.yaml").is_file(), done.stderr
+    _, done = train("at-home", "--run_dir=~/at-home", "--resume", "--train.max_steps=2", **home)
+    assert done.returncode == 0 and len(losses(run_dir)) == 2, done.stderr
+    assert command("generate.py", "~/whole", "--prompt=a", "--length=1", **home).returncode == 0
+    assert command("generate.py", "~/whole", "--score=~/tiny.yaml", **home).returncode == 0
+    assert command("evaluate.py", "~/whole", "--file=~/tiny.yaml", **home).returncode == 0
+    assert command("plot.py", "~/whole", "--output=~/tilde.png", **home).returncode == 0
+    assert (workplace / "tilde.png").is_file() and not (ROOT / "~").exists()
 
 
 def test_a_sample_continues_the_first_whole_line_or_the_only_one():

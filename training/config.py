@@ -16,6 +16,7 @@ from training.command_line import Parser
 from training.completion import PrintCompletion
 from utils.checks import is_number, require
 from utils.errors import Mistake, UserError
+from utils.files import user_path
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)  # the docstrings of fields are the help texts
 
@@ -157,7 +158,7 @@ class Config:
     def folder(self) -> Path:
         """The run directory. `load_config` gives it a name if the user did not."""
         assert self.run_dir is not None
-        return Path(self.run_dir)
+        return user_path(self.run_dir)
 
     def to_dict(self) -> dict:
         """All settings, defaults included, as plain values that `--config` reads. `resume` is a flag, not a setting."""
@@ -200,7 +201,7 @@ def load_config(argv: list[str] | None = None) -> Config:
 
     # A run that is resumed remembers its settings.
     if values.resume and values.run_dir and not files:
-        remembered = Path(values.run_dir) / "config.yaml"
+        remembered = user_path(values.run_dir) / "config.yaml"
         if remembered.is_file():
             values = parser.parse_args(["--config", str(remembered), *argv])
 

@@ -10,6 +10,11 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 
+def user_path(text: str) -> Path:
+    """A path that a user typed. A leading ~ is the home folder, also where no shell has expanded it."""
+    return Path(text).expanduser()
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, as UTF-8: a reader sees the old content or the new, never a part of it."""
     temporary = path.with_name(f".{path.name}.tmp")

@@ -1,5 +1,7 @@
 """Text becomes bytes and comes back; bytes that cannot be shown are replaced."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +18,11 @@ def test_text_comes_back_from_its_bytes(text):
 
 def test_invalid_bytes_and_control_characters_are_replaced():
     assert to_text(torch.tensor([72, 0xC3, 105, 7, 10, 9, 27])) == "H\ufffdi·\n\t·"
+
+
+def test_bytes_of_a_command_line_that_are_no_utf_8_stay_as_they_are():
+    typed = b"\xff\xfeabc \xc3"
+    assert to_ids(os.fsdecode(typed))[0].tolist() == list(typed)
 
 
 def test_an_empty_text_is_refused():
