@@ -14,6 +14,7 @@ from data.config import DataConfig
 from data.store import SPLITS, Corpus, Streams, load_corpus, write_corpus
 from data.unpack import unpack
 from utils.errors import Mistake, UserError
+from utils.files import user_path
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def open_corpus(config: DataConfig, seq_len: int | None = None) -> Corpus:
 def _benchmark(config: DataConfig) -> Corpus:
     """Read enwik8 or text8 from data.path, or download it."""
     known = BENCHMARKS[config.name]
-    path = Path(config.path).expanduser() if config.path else _download(config.name, known.url)
+    path = user_path(config.path) if config.path else _download(config.name, known.url)
     if not path.is_file():
         raise UserError(Mistake("data.path", path, f"a file that holds {config.name}, packed or not"))
 
@@ -215,7 +216,7 @@ def _load_dataset(path: str, subset: str | None) -> dict:
     """All splits of a dataset, from a file or by its name on the hub."""
     import datasets  # slow to import
 
-    file = Path(path).expanduser()
+    file = user_path(path)
     loader = HUB_LOADERS.get(file.suffix)
     try:
         if loader and file.is_file():

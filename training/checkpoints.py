@@ -30,7 +30,7 @@ class RunState:
     step: int = 0
     """finished steps, skipped ones included"""
     seconds: float = 0.0
-    """of training, over all resumes"""
+    """seconds of training, over all resumes"""
     validation: float = inf
     """bits per byte of the last validation"""
     best_bits_per_byte: float = inf

@@ -195,16 +195,16 @@ def seconds_until(goal: float, result: dict[str, Any]) -> float | None:
 
     Between two points of the curve the score is interpolated linearly.
     """
-    last_bytes, last_bits = 0, None  # the point before; there is no score before the first one
+    before = None  # bytes and score of the point before; None at the first point and after a NaN
     for point, bits in zip(result["runs"][0]["curve"], mean_curve(result["runs"]), strict=True):
         if bits <= goal:
-            share = 1.0 if last_bits is None else (last_bits - goal) / (last_bits - bits)
-            bytes_until = last_bytes + share * (point["bytes"] - last_bytes)
+            bytes_until = point["bytes"]
+            if before is not None:
+                bytes_before, bits_before = before
+                share = (bits_before - goal) / (bits_before - bits)
+                bytes_until = bytes_before + share * (point["bytes"] - bytes_before)
             return bytes_until / result["bytes_per_second"]
-        if bits > goal:
-            last_bytes, last_bits = point["bytes"], bits
-        else:  # one of them is NaN
-            last_bytes, last_bits = 0, None
+        before = (point["bytes"], bits) if bits > goal else None
     return None
 
 

@@ -30,7 +30,7 @@ from training.speed import keep_freed_memory
 from training.step import train_step
 from utils.files import replace
 
-POINTS = 10  # of a final trial's curve, evenly spread
+POINTS = 10  # a final trial is scored at so many evenly spread points
 POINT_BYTES = 1 << 15  # from the start of the validation split, that a point of the curve scores
 END_BYTES = 1 << 16  # the same for other trials, which are only validated at their end
 WINDOWS = 16  # scored at once

@@ -80,6 +80,7 @@ class Rows:
 
     def __init__(self, prompts: list[Tensor], length: int, sampling: Sampling, num_tokens: int):
         self.sampling = sampling
+        self.stop = torch.tensor(sampling.stop, dtype=torch.long)
         self.length = length
         self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
         self.shortest = int(self.prompt_lengths.min())
@@ -109,7 +110,7 @@ class Rows:
             self.token = torch.where(in_prompt[:, None], self.prompts[:, position, None], self.token)
 
         self.seen.scatter_(1, self.token, True)
-        self.stopped |= drawing & torch.isin(self.token[:, 0], torch.tensor(self.sampling.stop, dtype=torch.long))
+        self.stopped |= drawing & torch.isin(self.token[:, 0], self.stop)
         return self.token[:, 0].where(in_length, NOTHING)
 
     def draw(self, logits: Tensor, drawing: Tensor, generator: Generators) -> Tensor:
