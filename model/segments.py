@@ -46,6 +46,8 @@ class FixedStride:
 
     def up(self, units: Tensor, n: int) -> Tensor:
         """Units to bytes: (b k d) -> (b n d). Byte t reads unit ⌊t / stride⌋, the latest one that has ended."""
+        if self.stride == 1:
+            return units
         return repeat(units, "b k d -> b (k s) d", s=self.stride)[:, :n]
 
     # These are for a single byte in generation.

@@ -35,11 +35,8 @@ from model.hub import HubModel
 from model.losses import Losses, NextLatent, build_losses
 from model.merge import Merge
 from model.rotary import XPOS_SCALE_BASE, Rotary
-from model.segments import FixedStride, align
 from model.typed import TypedModuleDict, TypedModuleList
 from utils.errors import Mistake, UserError
-
-EVERY_BYTE = FixedStride(1)
 
 
 class HierarchicalTransformer(nn.Module, HubModel):
@@ -177,7 +174,7 @@ class HierarchicalTransformer(nn.Module, HubModel):
                 part = cache.logits[i]
             if cache is not None:
                 cache.logits[i] = part[:, -1:]
-            logits = logits + align(part, self.levels[i].segments, EVERY_BYTE, n)
+            logits = logits + self.levels[i].segments.up(part, n)
         return logits
 
     def compute_losses(
