@@ -1,0 +1,40 @@
+"""Locks between processes. The system releases a lock when the process that holds it ends, even by a kill."""
+
+import os
+import socket
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from utils.files import write_text
+
+
+def try_lock(path: Path) -> FileLock | None:
+    """Take the lock on a file, which is created if need be and stays afterwards; None if another process holds it.
+
+    The lock is held until `release` is called on it, the object is deleted, or the process ends. A file beside it tells
+    other processes who holds it, see `holder_of`.
+
+    Raises:
+        OSError: if the file cannot be created.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    write_text(holder_path(path), f"process {os.getpid()} on {socket.gethostname()}")
+    return lock
+
+
+def holder_of(path: Path) -> str:
+    """Who holds the lock on a file, or held it last: `process 4711 on node3`."""
+    try:
+        return holder_path(path).read_text(encoding="utf-8")
+    except OSError:  # it is just being written, by a process that has just taken the lock
+        return "another process"
+
+
+def holder_path(path: Path) -> Path:
+    """The file that says who holds a lock."""
+    return path.with_name(f"{path.name}-holder")
