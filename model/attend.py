@@ -83,7 +83,7 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, causal: bool, window: int | 
 
     n = k.shape[-2]
     blocks = window_blocks(n, n if window is None else min(window, n), q.device)
-    return compiled_flex_attention()(q, k, v, blocks, mask)
+    return compiled_flex_attention(q, k, v, blocks, mask)
 
 
 BACKENDS: dict[str, Backend] = {

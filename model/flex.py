@@ -1,7 +1,6 @@
 """Causal windows through flex attention (arXiv 2412.05496), which skips blocks of keys outside the window."""
 
-from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import lru_cache
 from math import ceil
 
 import torch
@@ -18,10 +17,8 @@ def blocked_attention(q: Tensor, k: Tensor, v: Tensor, blocks: flex.BlockMask, m
     return flex.flex_attention(q, k, v, hide_masked, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1])
 
 
-@cache
-def compiled_flex_attention() -> Callable[..., Tensor]:
-    """`blocked_attention`, compiled once for the process."""
-    return torch.compile(blocked_attention)
+# Compiled at its first call. Not behind a cached function, of which Dynamo warns when it compiles a block around it.
+compiled_flex_attention = torch.compile(blocked_attention)
 
 
 @torch.compiler.disable  # Inductor takes a block mask as an input, and fails where it sees one made

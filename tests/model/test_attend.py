@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import Attend
 from model.attend import BACKENDS, BLOCKWISE
-from model.flex import blocked_attention, window_blocks
+from model.flex import blocked_attention, compiled_flex_attention, window_blocks
 
 
 def by_hand(q, k, v, causal, window, mask):
@@ -144,10 +144,9 @@ def test_flex_attention_has_the_same_window_as_plain_attention(n, window, kind):
 
 
 def test_flex_attention_compiles_with_its_cached_blocks():
-    compiled = torch.compile(blocked_attention)
     for n in (200, 330):
         q, k, v = (torch.randn(1, 2, n, 16) for _ in range(3))
-        out = compiled(q, k, v, window_blocks(n, 40, q.device), None)
+        out = compiled_flex_attention(q, k, v, window_blocks(n, 40, q.device), None)
         torch.testing.assert_close(out, Attend(causal=True, window_size=40)(q, k, v), atol=1e-5, rtol=0)
     assert window_blocks(330, 40, q.device) is window_blocks(330, 40, q.device)
 
