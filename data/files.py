@@ -41,7 +41,7 @@ def find_files(typed: str, tally: Tally) -> list[File]:
         UserError: if there is no file to read.
     """
     pattern = Path(os.path.expanduser(typed))
-    if os.path.lexists(pattern):
+    if _exists(pattern):
         starts = [pattern]
     else:
         starts = list(_matches(Path(pattern.anchor), pattern.relative_to(pattern.anchor).parts, tally))
@@ -96,8 +96,19 @@ def _matches(folder: Path, parts: tuple[str, ...], tally: Tally) -> Iterator[Pat
             is_hidden = path.name.startswith(".") and not parts[0].startswith(".")
             if fnmatchcase(path.name, parts[0]) and not is_hidden and not _is_link_to_folder(path, tally):
                 yield from _matches(path, parts[1:], tally)
-    elif os.path.lexists(folder / parts[0]):
+    elif _exists(folder / parts[0]):
         yield from _matches(folder / parts[0], parts[1:], tally)
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something at a path, or its folder does not allow to find out."""
+    try:
+        path.lstat()
+    except PermissionError:
+        return True
+    except (OSError, ValueError):  # ValueError: the path holds a zero byte
+        return False
+    return True
 
 
 def _folders_below(folder: Path, tally: Tally) -> Iterator[Path]:
@@ -152,7 +163,7 @@ def _is_link_to_folder(path: Path, tally: Tally) -> bool:
 def _file_at(path: Path, is_hidden: bool, tally: Tally) -> File | None:
     """The regular file at a path, through links; None if it is left out."""
     name = str(path)
-    is_link = path.is_symlink()
+    is_link = os.path.islink(path)
     try:
         status = path.stat()
     except PermissionError:
@@ -219,13 +230,12 @@ def read_files(files: list[File], tally: Tally, max_bytes: int | None = None) ->
             continue
         before = total
         for piece in unpack(file.path, tally):
-            if total == max_bytes:
+            room = len(piece) if max_bytes is None else max_bytes - total
+            yield piece[:room]
+            total += min(room, len(piece))
+            if room < len(piece):
                 tally.leave_out("end of a file", "after data.max_bytes", name)
                 break
-            if max_bytes is not None:
-                piece = piece[: max_bytes - total]
-            total += len(piece)
-            yield piece
         if total == before:
             tally.leave_out("file", "empty", name, file.size)
         else:

@@ -197,12 +197,12 @@ def _read_rows(rows: Any, config: DataConfig, split: str, limit: int | None, tal
             if not text:
                 tally.leave_out_row("null" if text is None else "empty")
                 continue
-            if total == limit:
+            piece = text + b"\n"
+            room = len(piece) if limit is None else limit - total
+            if room > 0:
+                tally.rows += 1
+            yield piece[:room]
+            total += min(room, len(piece))
+            if room < len(piece):
                 tally.leave_out("end of a split", "after data.max_bytes", split)
                 return
-            piece = text + b"\n"
-            if limit is not None:
-                piece = piece[: limit - total]
-            total += len(piece)
-            tally.rows += 1
-            yield piece
