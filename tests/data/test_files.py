@@ -44,8 +44,10 @@ def left_out(corpus: Corpus) -> dict[str, int]:
 # -- any tree of files
 
 
-NAMES = st.sampled_from(["a", "b", "c.txt", ".hidden", "d.gz", "[1]", "é"])
-KINDS = st.sampled_from(["file", "file", "folder", "packed", "empty", "hard link", "link", "link up", "nowhere", "pipe"])
+NAMES = st.sampled_from(["a", "b", "c.txt", ".hidden", "[1]", "é"])
+KINDS = st.sampled_from(
+    ["file", "file", "folder", "packed", "empty", "hard link", "link", "link up", "nowhere", "pipe"]
+)
 ENTRIES = st.lists(st.tuples(KINDS, st.integers(0, 99), NAMES), max_size=14)
 
 
@@ -71,10 +73,10 @@ def make_tree(root: Path, entries: list[tuple[str, int, str]]) -> dict[tuple[int
         elif kind == "link" and files:
             path.symlink_to(files[where % len(files)])
         elif kind in ("file", "packed", "empty"):
-            is_packed = kind == "packed" or (name.endswith(".gz") and kind == "file")
-            path.write_bytes(b"" if kind == "empty" else gzip.compress(word) if is_packed else word)
+            content = b"" if kind == "empty" else word
+            path.write_bytes(gzip.compress(word) if kind == "packed" else content)
             files.append(path)
-            words[identity(path)] = b"" if kind == "empty" else word
+            words[identity(path)] = content
     return words
 
 
@@ -309,4 +311,6 @@ def test_sizes_and_checksums_are_in_the_report(folder, read):
     assert corpus.lines()[0] == f"train 90 bytes, sha256 {corpus.sha256['train']}"
     assert corpus.lines(8)[1] == f"valid 5 bytes, sha256 {corpus.sha256['valid'][:8]}"
     assert corpus.lines()[3:] == ["read 1 file (100 bytes)"]
-    assert json.loads((corpus.folder / "corpus.json").read_text())["report"] == corpus.report.to_dict() | {"left_out": []}
+    assert json.loads((corpus.folder / "corpus.json").read_text())["report"] == corpus.report.to_dict() | {
+        "left_out": []
+    }
