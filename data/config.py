@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from utils.checks import require
+from utils.checks import is_number, require
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class DataConfig:
     """configuration (subset) of the dataset, for hub"""
     column: str = "text"
     """column of the dataset that holds the text, for hub"""
+    max_bytes: int | None = None
+    """for files, hub and python: read only this many bytes from the beginning; a dataset is then read as a stream, and
+    need not fit on the disk"""
     cache_dir: str | None = None
     """folder for unpacked corpora; byte-corpora in $XDG_CACHE_HOME or ~/.cache when null"""
 
@@ -31,8 +34,12 @@ class DataConfig:
         needs_path = {"files": "a file, folder or glob", "hub": "the name or folder of a dataset"}
         has_path = bool(self.path) or self.name not in needs_path
         head_fits = not self.head or self.name == "enwik8"
+        limit_fits = self.max_bytes is None or is_number(self.max_bytes, 1, int)
+        has_limit = self.name not in ("enwik8", "text8") or self.max_bytes is None
+        limits = "null, or 1 or above" if has_limit else f"null, because {self.name} is read whole"
         require(
             vars(self),
             path=(has_path, f"{needs_path.get(self.name)} (name is {self.name})"),
             head=(head_fits, f"only with name=enwik8 (name is {self.name})"),
+            max_bytes=(limit_fits and has_limit, limits),
         )

@@ -1,17 +1,19 @@
-"""A corpus on disk: one file with the bytes of all splits, written once, and memory-mapped by split."""
+"""A corpus on disk: one file with the bytes of all splits, written once, checked and memory-mapped by split."""
 
 import hashlib
 import json
-import os
-import tempfile
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from data.report import CorpusReport, Tally, report_from_dict
 from data.unpack import PIECE_BYTES
+from utils.checks import is_number
 from utils.errors import UserError
+from utils.files import fresh_folder, replace
 
 SPLITS = ("train", "valid", "test")  # in the order of bytes.bin
 
@@ -33,6 +35,8 @@ class Corpus:
     """bytes of each split"""
     sha256: dict[str, str]
     """checksum of each split, in hex"""
+    report: CorpusReport = field(default_factory=CorpusReport)
+    """what was read, and what was left out"""
 
     def __getitem__(self, split: str) -> np.ndarray:
         """The bytes of a split (n), uint8.
@@ -46,6 +50,13 @@ class Corpus:
         offset = sum(self.sizes[name] for name in before)
         return np.memmap(self.folder / "bytes.bin", np.uint8, "r", offset=offset, shape=(self.sizes[split],))
 
+    def lines(self, checksum_digits: int = 64) -> list[str]:
+        """Size and sha256 of each split, what was read and what was left out, one fact a line."""
+        lines = []
+        for split, size in self.sizes.items():
+            lines.append(f"{split} {size:,} bytes, sha256 {self.sha256[split][:checksum_digits]}")
+        return lines + self.report.lines()
+
 
 def split_sizes(total: int) -> dict[str, int]:
     """Sizes in bytes of the splits of a stream: 90 % train, 5 % valid, 5 % test."""
@@ -54,60 +65,66 @@ def split_sizes(total: int) -> dict[str, int]:
 
 
 def load_corpus(folder: Path) -> Corpus | None:
-    """The corpus that was written to a folder; None if it is missing, incomplete or damaged."""
+    """The corpus that was written to a folder; None if it is missing, incomplete or damaged by its checksums."""
     try:
-        record = json.loads((folder / "corpus.json").read_text())
-        corpus = Corpus(folder=folder, **record)
+        record = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        report = report_from_dict(record.pop("report"))
+        corpus = Corpus(folder=folder, report=report, **record)
+        if not isinstance(corpus.name, str) or not isinstance(corpus.source, str):
+            return None
+        if list(corpus.sizes) != list(SPLITS) or not all(is_number(size, 0, int) for size in corpus.sizes.values()):
+            return None
         size = (folder / "bytes.bin").stat().st_size
-        complete = size == sum(corpus.sizes.values())
-    except (OSError, ValueError, TypeError):
+        if size != sum(corpus.sizes.values()) or corpus.sha256 != _checksums(folder / "bytes.bin", corpus.sizes):
+            return None
+    # a file may hold anything, such as lists where a dict is expected, or ten thousand of them in one another
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
-    return corpus if complete else None
+    return corpus
 
 
-def write_corpus(folder: Path, name: str, source: str, streams: Streams) -> Corpus:
+def write_corpus(folder: Path, temporary: Path, name: str, source: str, streams: Streams, tally: Tally) -> Corpus:
     """Write a corpus to a folder, where it appears only once it is complete.
 
     Args:
         folder: created if need be.
+        temporary: a folder on the same disk to write in. What is there before and afterwards is deleted.
         name, source: as in `Corpus`.
         streams: one stream that is cut 90/5/5, or a dict with a stream for each split, in the order of SPLITS.
+        tally: what the streams count while they are read.
 
     Raises:
-        UserError: if there are no bytes, a stream cannot be read, or the folder cannot be written.
+        UserError: if there are no bytes, or a stream cannot be read.
+        OSError: if the folder cannot be written.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".writing-") as temporary:
-            record = _write_files(Path(temporary), name, source, streams)
-            # Another process may do the same at this moment. Both write the same bytes, so the last rename wins.
-            folder.mkdir(exist_ok=True)
-            for file in ("bytes.bin", "corpus.json"):
-                os.replace(Path(temporary) / file, folder / file)
-    except OSError as error:
-        raise UserError(f"data.cache_dir: cannot write a corpus to {folder.parent} ({error})") from error
-    return Corpus(folder=folder, **record)
+        fresh_folder(temporary)
+        corpus = _write_files(temporary, folder, name, source, streams, tally)
+        folder.mkdir(exist_ok=True)
+        for file in ("bytes.bin", "corpus.json"):
+            replace(temporary / file, folder / file)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return corpus
 
 
-def _write_files(folder: Path, name: str, source: str, streams: Streams) -> dict:
-    """Write bytes.bin and corpus.json, wait until both are on the disk, and return the content of corpus.json."""
-    path = folder / "bytes.bin"
+def _write_files(temporary: Path, folder: Path, name: str, source: str, streams: Streams, tally: Tally) -> Corpus:
+    """Write bytes.bin and corpus.json of a corpus that will be in `folder`."""
+    path = temporary / "bytes.bin"
     with path.open("wb") as file:
         if isinstance(streams, dict):
             sizes = {split: _write_stream(file, stream) for split, stream in streams.items()}
         else:
             sizes = split_sizes(_write_stream(file, streams))
-        file.flush()
-        os.fsync(file.fileno())
+    report = tally.report()
     if sum(sizes.values()) == 0:
-        raise UserError(f"data.path: {source} holds no bytes")
+        reasons = "; ".join(report.lines())
+        raise UserError(f"data.path: {source} holds no bytes" + (f" ({reasons})" if reasons else ""))
 
     record = {"name": name, "source": source, "sizes": sizes, "sha256": _checksums(path, sizes)}
-    with (folder / "corpus.json").open("w") as file:
-        json.dump(record, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    return record
+    text = json.dumps(record | {"report": report.to_dict()}, indent=2)
+    (temporary / "corpus.json").write_text(text, encoding="utf-8")
+    return Corpus(folder=folder, report=report, **record)
 
 
 def _write_stream(file, stream: Iterator[bytes]) -> int:
@@ -127,6 +144,8 @@ def _checksums(path: Path, sizes: dict[str, int]) -> dict[str, str]:
             remaining = size
             while remaining > 0:
                 piece = file.read(min(remaining, PIECE_BYTES))
+                if not piece:
+                    break
                 digest.update(piece)
                 remaining -= len(piece)
             checksums[split] = digest.hexdigest()
