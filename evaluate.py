@@ -28,7 +28,7 @@ from model.generation.load import load_model
 from model.generation.prepare import prepare_for_generation
 from training.command_line import parse_as, user_errors
 from training.config import Config, TrainConfig, WandbConfig
-from training.parallel import build_accelerator
+from training.parallel import build_accelerator, main_process_first
 from training.reading import load_settings
 from utils.errors import Mistake, UserError, reading_errors
 from utils.files import user_path
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.verify and accelerator.num_processes > 1:
             raise UserError("--verify needs a single process")
         model = load_model(user_path(args.run_dir), args.device or str(accelerator.device))
-        with accelerator.main_process_first():  # it unpacks the corpus, the others then find it unpacked
+        with main_process_first(accelerator):  # it unpacks the corpus, the others then find it unpacked
             text = read_text(args)
         data = text.data
         context = args.context or model.config.seq_len
