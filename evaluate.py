@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from data import DataConfig, open_corpus, scoring_windows
@@ -145,13 +146,18 @@ def load_data_config(run_dir: Path) -> DataConfig:
     """The corpus that a run was trained on.
 
     Raises:
-        UserError: if the run directory has no readable config.yaml.
+        UserError: if the run directory has no config.yaml that names a corpus.
     """
     path = run_dir / "config.yaml"
-    settings = load_settings(path, "run_dir")
-    if not isinstance(settings.get("data"), dict):
+    settings = load_settings(path, "run_dir").get("data")
+    if not isinstance(settings, dict):
         raise UserError(f"run_dir: {path} has no section data, which names the corpus")
-    return DataConfig(**settings["data"])
+    probe = ArgumentParser(exit_on_error=False)
+    probe.add_class_arguments(DataConfig)
+    try:
+        return DataConfig(**vars(probe.parse_object(settings)))
+    except (ArgumentError, TypeError) as error:
+        raise UserError(f"run_dir: the section data of {path} does not fit ({error})") from error
 
 
 def verify(model: HierarchicalTransformer, data: np.ndarray) -> dict:

@@ -21,6 +21,7 @@ from training.run_dir import Diverged, check_run_dir, open_run_dir, run_errors
 from training.step import train_step
 from training.summary import human, model_card, print_summary
 from training.trackers import Trackers
+from utils.errors import UserError
 from utils.files import write_text
 
 
@@ -74,9 +75,8 @@ def train(run: Run) -> None:
         run.progress.advance()
 
     if run.checkpoint_due:
-        run.progress.say(
-            f"no checkpoint of step {run.state.step}: the last {run.state.skipped_in_a_row} steps were skipped"
-        )
+        skipped = run.state.skipped_in_a_row
+        run.progress.say(f"no checkpoint of step {run.state.step}, because the last {skipped} step(s) were skipped")
 
     # no process may exit while another still communicates with it
     run.progress.close()
@@ -145,8 +145,12 @@ def validate(run: Run) -> None:
 def write_sample(run: Run) -> None:
     """Write a text that continues the validation split to RUN_DIR/samples, and print it."""
     step, config = run.state.step, run.config
-    with run.progress.clock("sample"):
-        text = sample(run, config.train.sample_length)  # by every process, as a model may be sharded
+    try:
+        with run.progress.clock("sample"):
+            text = sample(run, config.train.sample_length)  # by every process, as a model may be sharded
+    except UserError as error:
+        run.progress.say(f"no sample at step {step}: {error}")
+        return
     if run.accelerator.is_main_process:
         write_text(config.folder / "samples" / f"step-{step:08d}.txt", text)
     run.trackers.log_sample(step, text)

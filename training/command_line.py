@@ -49,7 +49,10 @@ class Parser(ArgumentParser):
         flags = split_into_flags(sys.argv[1:] if args is None else args)
         config_files_first = sorted(flags, key=lambda flag: flag.name != "config")
         words = [word for flag in config_files_first for word in self.spell(flag)]
-        return super().parse_args(words, *rest, **options)
+        try:
+            return super().parse_args(words, *rest, **options)
+        except UnicodeDecodeError as error:  # of a config file
+            self.error(str(error))
 
     def take_text_as_typed(self) -> None:
         """Give flags of type `str | None` the type str, because jsonargparse reads the former as YAML.

@@ -15,6 +15,7 @@ from training.monitor import SpeedMeter, watch_activations
 from training.optimizer import build_optimizer
 from training.parallel import prepare, raised_by_all
 from training.progress import Progress
+from training.run_dir import write_settings
 from training.speed import flops_per_byte
 from training.step import StepResult, Trainer
 from training.stop_signal import StopSignal
@@ -98,6 +99,13 @@ class Run:
 
 def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers: Trackers) -> Run:
     """Build model and optimizer, load the newest whole checkpoint on --resume, and start the trackers."""
+    # -- the checkpoint, which the main process chooses for all
+    checkpoint = None
+    with raised_by_all(accelerator):
+        if config.resume and accelerator.is_main_process:
+            checkpoint = checkpoint_to_resume(config.folder)
+    (checkpoint,) = broadcast_object_list([checkpoint])
+
     # -- the model, with the same weights on all processes
     set_seed(config.train.seed)
     model = HierarchicalTransformer(**config.model.to_dict())
@@ -124,11 +132,6 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
 
     # -- the state, as a checkpoint has it or from the start
     state = RunState(global_batch_size=trainer.global_batch_size)
-    checkpoint = None
-    with raised_by_all(accelerator):
-        if config.resume and accelerator.is_main_process:
-            checkpoint = checkpoint_to_resume(config.folder)
-    (checkpoint,) = broadcast_object_list([checkpoint])
     with raised_by_all(accelerator):
         if checkpoint is not None:
             state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
@@ -136,6 +139,9 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
         accelerator.print(f"resuming from {checkpoint}")
     elif config.resume:
         accelerator.print(f"no checkpoint in {config.run_dir} yet: beginning at step 0")
+
+    if accelerator.is_main_process:
+        write_settings(config)
 
     # -- the trackers, and then Ctrl-C, for which wandb may set a handler as well
     with raised_by_all(accelerator):

@@ -98,7 +98,7 @@ def open_run_dir(config: Config, process: int) -> FileLock:
 
     The lock holds until it is released, or its process ends. Each process of a run has one, and the main process, which
     comes first, looks at those of all: of a run whose launcher was killed, any process may still be alive. The main
-    process also deletes what kills have left half written, and writes the run's settings and the code's version.
+    process also deletes what kills have left half written.
 
     Args:
         process: index of this process in its run, 0 for the main process.
@@ -107,7 +107,6 @@ def open_run_dir(config: Config, process: int) -> FileLock:
         UserError: when another run holds a lock, has begun in the folder since `check_run_dir`, or it is not writable.
     """
     run_dir = config.folder
-    settings = yaml.safe_dump(config.to_dict(), sort_keys=False)
     try:
         lock = lock_run_dir(run_dir, process)
         if process == 0:
@@ -115,7 +114,6 @@ def open_run_dir(config: Config, process: int) -> FileLock:
             delete_half_written(run_dir)
             (run_dir / "checkpoints").mkdir(exist_ok=True)
             (run_dir / "samples").mkdir(exist_ok=True)
-            write_text(run_dir / "config.yaml", f"# code version {code_version()}\n{settings}")
     except OSError as error:
         raise UserError(Mistake("run_dir", run_dir, f"a folder that can be written ({error})")) from error
     return lock
@@ -149,6 +147,12 @@ def delete_half_written(run_dir: Path) -> None:
     shutil.rmtree(run_dir / ".model", ignore_errors=True)
     for path in (run_dir / ".config.yaml.tmp", *run_dir.glob("samples/.*.tmp"), *run_dir.glob(".locks/.*.tmp")):
         path.unlink(missing_ok=True)
+
+
+def write_settings(config: Config) -> None:
+    """Write the run's settings and the code's version, once it is sure that it can go on with them."""
+    settings = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    write_text(config.folder / "config.yaml", f"# code version {code_version()}\n{settings}")
 
 
 class Diverged(Exception):
