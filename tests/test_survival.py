@@ -136,15 +136,13 @@ ENDLESS += ("--train.log_every=1",)
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_resume_continues_at_the_next_step(workplace, train, number):
-    """Until then another process that would resume the run is refused, and does no harm."""
     run_dir = workplace / f"stopped-{number}"
     process = start(workplace, run_dir, *ENDLESS)
     wait_for_steps(process, run_dir)
-    _, refused = train(run_dir.name, "--resume")
-    assert refused.returncode == 2
-    host = socket.gethostname()
-    in_use = f"error: {run_dir} is in use: process {process.pid} on {host} trains there"
-    assert refused.stderr.startswith(in_use) and refused.stderr.count("\n") == 1
+    if number == signal.SIGINT:  # until then a resume is refused, and does no harm
+        _, refused = train(run_dir.name, "--resume")
+        in_use = f"error: {run_dir} is in use: process {process.pid} on {socket.gethostname()} trains there"
+        assert refused.returncode == 2 and refused.stderr.startswith(in_use) and refused.stderr.count("\n") == 1
 
     process.send_signal(number)
     said, complained = process.communicate()
@@ -229,11 +227,11 @@ def test_a_run_whose_launcher_was_killed_keeps_others_out_until_all_its_processe
     assert len(losses(run_dir)) == steps
 
 
-def test_of_several_fresh_starts_at_once_one_trains(workplace):
+def test_of_two_fresh_starts_at_once_one_trains(workplace):
     run_dir = workplace / "at-once"
-    processes = [start(workplace, run_dir) for _ in range(3)]
+    processes = [start(workplace, run_dir) for _ in range(2)]
     complaints = [process.communicate()[1] for process in processes]
-    assert sorted(process.returncode for process in processes) == [0, 2, 2], complaints
+    assert sorted(process.returncode for process in processes) == [0, 2], complaints
     for process, complaint in zip(processes, complaints, strict=True):
         if process.returncode:
             assert complaint.count("\n") == 1 and ("is in use: process" in complaint or "already holds" in complaint)
@@ -277,11 +275,11 @@ def test_a_second_signal_exits_at_once(workplace):
     while not size(run_dir / "metrics.jsonl"):
         assert process.poll() is None, process.communicate()
     os.kill(process.pid, signal.SIGSTOP)  # both signals arrive before the step ends
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
     os.kill(process.pid, signal.SIGCONT)
     process.communicate()
-    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGINT
     assert [p.name for p in checkpoints(run_dir)] == ["step-00000000"]
 
 
@@ -348,7 +346,7 @@ class TestFailures:
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and "/proc/runs" in done.stderr
 
     def test_of_numbers_that_are_not_finite(self, workplace, train):
-        """Steps of checkpoints come within those that are skipped, but the healthy checkpoint stays and is the newest."""
+        """Checkpoints are due at steps 4 and 8, which are skipped. The healthy one stays, and is the newest."""
         flags = ("--train.max_skipped_steps=10", "--train.checkpoint_every=4", "--train.keep_checkpoints=1")
         run_dir, done = train("diverged", "--train.learning_rate=1e30", *flags)
         self.is_one_line(done, "10 steps in a row", "not finite", "step-00000000 is whole: continue with")
