@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
 from data import DataConfig, open_corpus, scoring_windows
@@ -28,7 +29,7 @@ from model.generation.load import load_model
 from model.generation.prepare import prepare_for_generation
 from training.command_line import parse_as, user_errors
 from training.config import Config, TrainConfig, WandbConfig
-from training.parallel import build_accelerator
+from training.parallel import build_accelerator, main_process_first
 from training.reading import load_settings
 from utils.errors import Mistake, UserError, reading_errors
 from utils.files import user_path
@@ -83,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.verify and accelerator.num_processes > 1:
             raise UserError("--verify needs a single process")
         model = load_model(user_path(args.run_dir), args.device or str(accelerator.device))
-        with accelerator.main_process_first():  # it unpacks the corpus, the others then find it unpacked
+        with main_process_first(accelerator):  # it unpacks the corpus, the others then find it unpacked
             text = read_text(args)
         data = text.data
         context = args.context or model.config.seq_len
@@ -145,13 +146,18 @@ def load_data_config(run_dir: Path) -> DataConfig:
     """The corpus that a run was trained on.
 
     Raises:
-        UserError: if the run directory has no readable config.yaml.
+        UserError: if the run directory has no config.yaml that names a corpus.
     """
     path = run_dir / "config.yaml"
-    settings = load_settings(path, "run_dir")
-    if not isinstance(settings.get("data"), dict):
+    settings = load_settings(path, "run_dir").get("data")
+    if not isinstance(settings, dict):
         raise UserError(f"run_dir: {path} has no section data, which names the corpus")
-    return DataConfig(**settings["data"])
+    probe = ArgumentParser(exit_on_error=False)
+    probe.add_class_arguments(DataConfig)
+    try:
+        return DataConfig(**vars(probe.parse_object(settings)))
+    except (ArgumentError, TypeError) as error:
+        raise UserError(f"run_dir: the section data of {path} does not fit ({error})") from error
 
 
 def verify(model: HierarchicalTransformer, data: np.ndarray) -> dict:

@@ -85,7 +85,7 @@ def read_metrics(path: Path) -> list[dict]:
     for number, text in enumerate(texts, start=1):
         try:
             lines.append(dict(json.loads(text)))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             if number < len(texts):
                 got = f"{text[:40]!r} in line {number} of {path}"
                 raise UserError(Mistake("run", got, "JSON objects")) from error

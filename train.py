@@ -4,6 +4,8 @@ Every setting is also a flag (`--model.depth=6 --train.max_steps=200`); `--help`
 run that was stopped. Everything a run writes is in its run directory, apart from unpacked corpora.
 """
 
+from math import isfinite
+
 import torch
 
 from data import open_corpus
@@ -13,12 +15,13 @@ from training.checkpoints import save_best_model, save_checkpoint
 from training.command_line import user_errors
 from training.config import load_config
 from training.monitor import UpdateRatio
-from training.parallel import build_accelerator
+from training.parallel import build_accelerator, main_process_first
 from training.run import Run, start_run
-from training.run_dir import Diverged, check_run_dir, make_run_dir, run_errors
+from training.run_dir import Diverged, check_run_dir, open_run_dir, run_errors
 from training.step import train_step
 from training.summary import human, model_card, print_summary
 from training.trackers import Trackers
+from utils.errors import UserError
 from utils.files import write_text
 
 
@@ -28,22 +31,22 @@ def main(argv: list[str] | None = None) -> None:
     # -- check the machine, the run directory, the dashboards and the data, before anything is written
     with user_errors():
         accelerator = build_accelerator(config)
-        with accelerator.main_process_first():
+        with main_process_first(accelerator):
             if accelerator.is_main_process:
                 check_run_dir(config)
             trackers = Trackers(config, accelerator.is_main_process)
             corpus = open_corpus(config.data, config.model.seq_len)
-            if accelerator.is_main_process:
-                make_run_dir(config)
+            lock = open_run_dir(config, accelerator.process_index)
 
     # -- train
-    with run_errors(config.folder):
+    with user_errors(), run_errors(config.folder):
         run = start_run(config, accelerator, corpus, trackers)
         train(run)
 
     # -- how it ended
     if accelerator.is_main_process:
         print_summary(config, run.state, run.bytes_per_step, trackers.locations)
+    lock.release()
     run.stop_signal.exit_if_received()
 
 
@@ -54,6 +57,8 @@ def train(run: Run) -> None:
     # the first checkpoint: something to resume from, and a full disk is noticed now
     if not run.is_resumed:
         write_checkpoint(run)
+    if run.is_finished:
+        run.progress.say(f"step {run.state.step} of {config.max_steps}: nothing left to train")
 
     # a step, then whatever is due after it; the last step has everything
     while not run.is_finished:
@@ -64,9 +69,14 @@ def train(run: Run) -> None:
             run.trackers.flush()
         if run.is_due(config.sample_every):
             write_sample(run)
-        if run.is_due(config.checkpoint_every) or run.stop_requested:
+        run.checkpoint_due |= run.is_due(config.checkpoint_every)
+        if run.checkpoint_due and not run.is_skipping:
             write_checkpoint(run)
         run.progress.advance()
+
+    if run.checkpoint_due:
+        skipped = run.state.skipped_in_a_row
+        run.progress.say(f"no checkpoint of step {run.state.step}, because the last {skipped} step(s) were skipped")
 
     # no process may exit while another still communicates with it
     run.progress.close()
@@ -122,8 +132,8 @@ def validate(run: Run) -> None:
     run.trackers.log(state.step, {"validation/bits_per_byte": state.validation})
     run.progress.say(f"step {state.step}: validation {state.validation:.4f} bits per byte")
 
-    # the best model; a comparison with NaN is false, so NaN is never the best
-    if not state.validation < state.best_bits_per_byte:
+    # the best model; a score that is not finite is never the best
+    if not isfinite(state.validation) or state.validation >= state.best_bits_per_byte:
         return
     state.best_bits_per_byte = state.validation
     card = model_card(config, run.corpus.source, state.step, state.validation)
@@ -135,8 +145,12 @@ def validate(run: Run) -> None:
 def write_sample(run: Run) -> None:
     """Write a text that continues the validation split to RUN_DIR/samples, and print it."""
     step, config = run.state.step, run.config
-    with run.progress.clock("sample"):
-        text = sample(run, config.train.sample_length)  # by every process, as a model may be sharded
+    try:
+        with run.progress.clock("sample"):
+            text = sample(run, config.train.sample_length)  # by every process, as a model may be sharded
+    except UserError as error:
+        run.progress.say(f"no sample at step {step}: {error}")
+        return
     if run.accelerator.is_main_process:
         write_text(config.folder / "samples" / f"step-{step:08d}.txt", text)
     run.trackers.log_sample(step, text)
@@ -166,6 +180,7 @@ def write_checkpoint(run: Run) -> None:
     run.trackers.flush()
     with run.progress.clock("checkpoint"):
         save_checkpoint(run.accelerator, run.config.folder, run.state, run.config.train.keep_checkpoints)
+    run.checkpoint_due = False
 
 
 if __name__ == "__main__":

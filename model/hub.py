@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.errors import EntryNotFoundError
+from yaml import YAMLError
 
 LIBRARY = "hierarchical-byte-transformer"
 TAGS = ["byte-level", "hierarchical-transformer"]
@@ -31,6 +32,6 @@ class HubModel(PyTorchModelHubMixin, library_name=LIBRARY, license="mit", tags=T
             model = super()._from_pretrained(model_id=model_id, strict=strict, **kwargs)
 
         readme = Path(model_id, "README.md") if Path(model_id).is_dir() else model_id
-        with suppress(EntryNotFoundError, ValueError):  # there is no card
+        with suppress(EntryNotFoundError, ValueError, YAMLError):  # there is no card, or something else
             model.card = ModelCard.load(readme, token=kwargs["token"]).content
         return model

@@ -93,7 +93,7 @@ MISTAKES = [
 
 @pytest.fixture(autouse=True)
 def fail_instead_of_training(monkeypatch):
-    monkeypatch.setattr(train, "make_run_dir", lambda config: pytest.fail("nothing was wrong"))
+    monkeypatch.setattr(train, "open_run_dir", lambda *arguments: pytest.fail("nothing was wrong"))
 
 
 def mistakes_of(program, arguments: list[str], capsys) -> list[str]:
@@ -221,4 +221,6 @@ def test_a_shell_completes_settings(words, completed, tmp_path, capsys):
 def test_a_quiet_launcher_adds_no_traceback(command):
     done = command("train.py", *CONFIG, "--train.seed=-1", launcher=(*LAUNCH, "--quiet"))
     assert done.returncode == 1 and "Traceback" not in done.stderr  # the launcher's own exit code
-    assert done.stderr.splitlines()[-1] == "error: train.seed: got -1, allowed: 0 to 4294967295"
+    error, note = done.stderr.splitlines()[-2:]
+    assert error == "error: train.seed: got -1, allowed: 0 to 4294967295"
+    assert note == "a traceback that follows is the launcher's, and says nothing more"

@@ -1,12 +1,17 @@
 """No training is lost: kills at any moment, damaged checkpoints, signals, full disks, numbers that are not finite."""
 
 import os
+import pty
 import random
+import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -118,13 +123,27 @@ def test_a_damaged_checkpoint_is_skipped_and_the_run_ends_the_same(whole, workpl
     assert same(weights(run_dir), weights(whole))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_resume_continues_at_the_next_step(workplace, train, number):
-    steps = ("--train.max_steps=2000", "--train.checkpoint_every=2000", "--train.validate_every=2000")
-    run_dir = workplace / f"stopped-{number}"
-    process = start(workplace, run_dir, *steps)
+def wait_for_steps(process: subprocess.Popen, run_dir: Path) -> None:
+    """Wait until a run has written its first metrics."""
     while not size(run_dir / "metrics.jsonl"):
         assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+
+
+ENDLESS = ("--train.max_steps=2000000", "--train.checkpoint_every=1000000", "--train.validate_every=1000000")
+ENDLESS += ("--train.log_every=1",)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_resume_continues_at_the_next_step(workplace, train, number):
+    run_dir = workplace / f"stopped-{number}"
+    process = start(workplace, run_dir, *ENDLESS)
+    wait_for_steps(process, run_dir)
+    if number == signal.SIGINT:  # until then a resume is refused, and does no harm
+        _, refused = train(run_dir.name, "--resume")
+        in_use = f"error: {run_dir} is in use: process {process.pid} on {socket.gethostname()} trains there"
+        assert refused.returncode == 2 and refused.stderr.startswith(in_use) and refused.stderr.count("\n") == 1
+
     process.send_signal(number)
     said, complained = process.communicate()
     assert process.returncode == 128 + number and "saving" in complained and "--resume" in said
@@ -135,6 +154,103 @@ def test_a_signal_saves_and_resume_continues_at_the_next_step(workplace, train, 
     assert done.returncode == 0, done.stderr
     assert len(losses(run_dir)) == at + 3
     assert read_state(checkpoints(run_dir)[-1]).step == at + 3
+
+
+def test_sigusr1_saves_and_goes_on_and_a_closed_terminal_saves_and_exits(workplace):
+    """The run leads a session with a terminal, as in ssh. Closing the terminal sends SIGHUP, and breaks its output."""
+    run_dir = workplace / "hung-up"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        line = [
+            sys.executable,
+            "train.py",
+            "--config",
+            str(workplace / "tiny.yaml"),
+            "--run_dir",
+            str(run_dir),
+            *ENDLESS,
+        ]
+        os.execve(sys.executable, line, os.environ | NO_GPU)
+
+    def wait_until(happened: Callable[[], bool]) -> None:
+        while not happened():
+            if select.select([terminal], [], [], 0.001)[0]:  # the run must not wait for a reader
+                assert os.read(terminal, 1 << 16)
+
+    wait_until(lambda: size(run_dir / "metrics.jsonl") > 0)
+    os.kill(pid, signal.SIGUSR1)
+    wait_until(lambda: len(checkpoints(run_dir)) == 2)
+    saved = read_state(checkpoints(run_dir)[-1]).step
+    assert damage(checkpoints(run_dir)[-1]) is None
+    wait_until(lambda: len(losses(run_dir)) > saved + 2)  # it has gone on
+
+    os.close(terminal)
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 128 + signal.SIGHUP
+    at = len(losses(run_dir))
+    assert at > saved + 2 and [read_state(each).step for each in checkpoints(run_dir)] == [saved, at]
+
+
+def test_a_run_whose_launcher_was_killed_keeps_others_out_until_all_its_processes_are_gone(workplace, train):
+    run_dir = workplace / "orphaned"
+    two = {"launcher": LAUNCH_TWO, "ACCELERATE_USE_CPU": "true"}
+    launcher = start(workplace, run_dir, *ENDLESS, **two)
+    wait_for_steps(launcher, run_dir)
+    family = psutil.Process(launcher.pid).children(recursive=True)
+    ranks = {int(each.environ()["RANK"]): each for each in family if "RANK" in each.environ()}
+    launcher.kill()
+    try:
+        # -- both go on; a start on two processes is refused in a line of the first, without a traceback of the second
+        _, refused = train("orphaned", "--resume", **two)
+        errors = [line for line in refused.stderr.splitlines() if "error: " in line]
+        assert refused.returncode != 0 and len(errors) == 1, refused.stderr
+        assert f"{run_dir} is in use: process {ranks[0].pid} on " in errors[0]
+        assert "a traceback that follows is the launcher's" in refused.stderr and "[rank" not in refused.stderr
+
+        # -- only the second is left, waiting for the first
+        ranks[1].suspend()
+        ranks[0].kill()
+        ranks[0].wait()
+        _, refused = train("orphaned", "--resume", "--train.batch_size=8")
+        assert refused.returncode == 2 and f"is in use: process {ranks[1].pid} on " in refused.stderr
+    finally:
+        for each in family:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        launcher.communicate()
+        psutil.wait_procs(family)
+
+    steps = len(metrics(run_dir)) + 3
+    _, done = train("orphaned", "--resume", "--train.batch_size=8", f"--train.max_steps={steps}")
+    assert done.returncode == 0, done.stderr
+    assert len(losses(run_dir)) == steps
+
+
+def test_of_two_fresh_starts_at_once_one_trains(workplace):
+    run_dir = workplace / "at-once"
+    processes = [start(workplace, run_dir) for _ in range(2)]
+    complaints = [process.communicate()[1] for process in processes]
+    assert sorted(process.returncode for process in processes) == [0, 2], complaints
+    for process, complaint in zip(processes, complaints, strict=True):
+        if process.returncode:
+            assert complaint.count("\n") == 1 and ("is in use: process" in complaint or "already holds" in complaint)
+    assert len(losses(run_dir)) == 12
+
+
+def test_a_stop_waits_for_the_end_of_skipped_steps_and_keeps_the_healthy_checkpoint(workplace):
+    run_dir = workplace / "skipping"
+    flags = ("--train.learning_rate=1e30", "--train.max_skipped_steps=1000000", "--train.checkpoint_every=4")
+    process = start(workplace, run_dir, *ENDLESS, *flags)
+    wait_for_steps(process, run_dir)
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout is not None
+    while "saving and exiting after the next one that is not" not in process.stdout.readline():
+        assert process.poll() is None, process.communicate()
+    process.send_signal(signal.SIGINT)  # a second signal exits at once
+    process.communicate()
+    assert process.returncode == 128 + signal.SIGINT
+    assert [p.name for p in checkpoints(run_dir)] == ["step-00000000"]
 
 
 def test_a_stopped_launcher_lets_its_processes_save(workplace):
@@ -159,11 +275,11 @@ def test_a_second_signal_exits_at_once(workplace):
     while not size(run_dir / "metrics.jsonl"):
         assert process.poll() is None, process.communicate()
     os.kill(process.pid, signal.SIGSTOP)  # both signals arrive before the step ends
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGINT)
     os.kill(process.pid, signal.SIGCONT)
     process.communicate()
-    assert process.returncode in (128 + signal.SIGINT, 128 + signal.SIGTERM)
+    assert process.returncode == 128 + signal.SIGINT
     assert [p.name for p in checkpoints(run_dir)] == ["step-00000000"]
 
 
@@ -205,6 +321,18 @@ class TestFailures:
         _, done = train("filling", "--resume", "--train.max_steps=20")
         assert done.returncode == 0 and len(losses(workplace / "filling")) == 20
 
+        # -- the file of metrics grows past 400 KiB, amid a line; checkpoints do not
+        path = workplace / "filling" / "metrics.jsonl"
+        lines = path.read_text().splitlines()
+        lines[0] = lines[0].removesuffix("}") + f', "note": "{" " * (400 * 1024 - size(path) - 200)}"}}'
+        path.write_text("\n".join(lines) + "\n")
+        limited = ("bash", "-c", 'ulimit -f 400; exec "$0" "$@"', sys.executable)
+        _, done = train("filling", "--resume", "--train.max_steps=24", launcher=limited)
+        self.is_one_line(done, "File too large", "is whole: continue with", "--resume")
+        assert size(path) == 400 * 1024 and not path.read_bytes().endswith(b"\n")
+        _, done = train("filling", "--resume", "--train.max_steps=24")
+        assert done.returncode == 0 and len(losses(workplace / "filling")) == 24
+
     def test_of_a_gpu_that_is_lost(self, whole, capsys):
         with pytest.raises(SystemExit) as ended, run_errors(whole):
             raise torch.AcceleratorError("CUDA error: the device is gone")
@@ -218,11 +346,14 @@ class TestFailures:
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and "/proc/runs" in done.stderr
 
     def test_of_numbers_that_are_not_finite(self, workplace, train):
-        run_dir, done = train("diverged", "--train.learning_rate=1e30", "--train.max_skipped_steps=3")
-        self.is_one_line(done, "3 steps in a row", "not finite", "is whole: continue with")
+        """Checkpoints are due at steps 4 and 8, which are skipped. The healthy one stays, and is the newest."""
+        flags = ("--train.max_skipped_steps=10", "--train.checkpoint_every=4", "--train.keep_checkpoints=1")
+        run_dir, done = train("diverged", "--train.learning_rate=1e30", *flags)
+        self.is_one_line(done, "10 steps in a row", "not finite", "step-00000000 is whole: continue with")
+        assert [p.name for p in checkpoints(run_dir)] == ["step-00000000"]
         lines = metrics(run_dir)
         assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-        for line in lines[-3:]:
+        for line in lines[-10:]:
             assert line["train/loss"] is None and len(line["offsets"]) == 4
-        assert all("offsets" not in line for line in lines[:-3])
+        assert all("offsets" not in line for line in lines[:-10])
         assert all(tensor.isfinite().all() for tensor in weights(run_dir).values())

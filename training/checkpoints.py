@@ -4,20 +4,28 @@ A checkpoint is a folder with a manifest of checksums. It counts only if all of 
 """
 
 import json
+import random
+import re
 import shutil
 import warnings
 from dataclasses import asdict, dataclass, field
-from math import inf, isnan
+from math import inf
 from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any, get_type_hints
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import load as load_pickle
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from model import HierarchicalTransformer
 from training.code_version import code_version
-from utils.errors import UserError
-from utils.files import fresh_folder, replace, sha256, write_text, writing_to
+from utils.checks import is_number
+from utils.errors import Mistake, UserError
+from utils.files import fresh_folder, read_json, replace, sha256, write_text, writing_to
 
 MANIFEST = "manifest.json"  # checksums of all other files; written last
 STATE = "state.json"
@@ -62,12 +70,12 @@ def save_checkpoint(accelerator: Accelerator, run_dir: Path, state: RunState, ke
         # -- the main process adds the state and the checksums, and gives the folder its name
         if accelerator.is_main_process:
             write_text(temporary / STATE, json.dumps(asdict(state), indent=2))
-            files = [path for path in sorted(temporary.rglob("*")) if path.is_file()]
-            checksums = {str(path.relative_to(temporary)): sha256(path) for path in files}
+            checksums = {name: sha256(temporary / name) for name in sorted(files_in(temporary))}
             write_text(temporary / MANIFEST, json.dumps({"sha256": checksums}, indent=2))
 
             target = run_dir / "checkpoints" / f"step-{state.step:08d}"
-            shutil.rmtree(target, ignore_errors=True)  # a damaged one, if any
+            if is_checkpoint(target):
+                remove(target)  # a damaged one
             replace(temporary, target)
             prune(run_dir, state.step, keep)
     accelerator.wait_for_everyone()
@@ -83,12 +91,26 @@ def prune(run_dir: Path, step: int, keep: int) -> None:
     best = min(reached, key=validation_of)
     for checkpoint in checkpoints:
         if checkpoint not in reached[:keep] and checkpoint != best:
-            shutil.rmtree(checkpoint)
+            remove(checkpoint)
+
+
+def remove(checkpoint: Path) -> None:
+    """Delete a checkpoint, or the link to it, if the user has moved it elsewhere."""
+    if checkpoint.is_symlink():
+        checkpoint.unlink()
+    else:
+        shutil.rmtree(checkpoint)
 
 
 def all_checkpoints(run_dir: Path) -> list[Path]:
-    """Checkpoint folders, newest first, damaged ones included."""
-    return sorted((run_dir / "checkpoints").glob("step-*"), reverse=True)
+    """Checkpoint folders, newest first, damaged ones included. Other files and folders are passed over."""
+    folders = [path for path in (run_dir / "checkpoints").glob("step-*") if is_checkpoint(path)]
+    return sorted(folders, key=step_of, reverse=True)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is a folder with the name of a checkpoint."""
+    return re.fullmatch(r"step-[0-9]{8,}", path.name) is not None and path.is_dir()
 
 
 def step_of(checkpoint: Path) -> int:
@@ -97,41 +119,110 @@ def step_of(checkpoint: Path) -> int:
 
 
 def validation_of(checkpoint: Path) -> float:
-    """Bits per byte of the last validation before a checkpoint; infinite if there was none, or it was NaN."""
-    bits_per_byte = read_state(checkpoint).validation
-    return inf if isnan(bits_per_byte) else bits_per_byte
+    """Bits per byte of the last validation before a checkpoint; infinite if there is no such number."""
+    try:
+        bits_per_byte = read_state(checkpoint).validation
+    except UserError:
+        return inf
+    return bits_per_byte if is_number(bits_per_byte, 0) else inf
 
 
 def read_state(checkpoint: Path) -> RunState:
-    """The RunState saved in a checkpoint, or a default one if it cannot be read."""
-    try:
-        return RunState(**json.loads((checkpoint / STATE).read_text()))
-    except (OSError, ValueError, TypeError):
-        return RunState()
+    """The RunState saved in a checkpoint.
+
+    Raises:
+        UserError: when it cannot be read, or does not have exactly the fields of a RunState, each with a value of its
+            type. It names them all.
+    """
+    path = checkpoint / STATE
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no fields by name")
+
+    hints = get_type_hints(RunState)
+    mistakes: list[Mistake | str] = []
+    for name in values.keys() - hints.keys():
+        mistakes.append(f"{path} has the field {name}, which this version of the code does not know")
+    for name, hint in hints.items():
+        if name not in values:
+            mistakes.append(f"{path} lacks the field {name}, so another version of the code wrote it")
+        elif not fits(values[name], hint):
+            mistakes.append(Mistake(f"{name} in {path}", values[name], ALLOWED[hint]))
+    if mistakes:
+        raise UserError(*mistakes)
+    return RunState(**values)
+
+
+# What the fields of a RunState hold, by their types.
+ALLOWED: dict[Any, str] = {int: "a whole number, 0 or above", float: "a number", dict[str, str]: "texts by name"}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of the type of a RunState's field. NaN and infinity are numbers, too."""
+    if hint is int:
+        return is_number(value, 0, int)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
 
 
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint, or None if every checksum holds."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    for name, checksum in files.items():
-        if not (checkpoint / name).is_file():
+        manifest = read_json(checkpoint / MANIFEST)
+    except UserError as error:
+        return str(error)
+    checksums = manifest.get("sha256") if isinstance(manifest, dict) else None
+    if not isinstance(checksums, dict) or STATE not in checksums:
+        return f"{MANIFEST} lists no checksums by file"
+
+    files = files_in(checkpoint)
+    for name, checksum in checksums.items():
+        if name not in files:
             return f"{name} is missing"
-        if sha256(checkpoint / name) != checksum:
+        try:
+            holds = sha256(checkpoint / name) == checksum
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+        if not holds:
             return f"{name} does not match its checksum"
     return None
 
 
+def files_in(folder: Path) -> set[str]:
+    """The files of a folder and its subfolders, as paths from it."""
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
 def newest_whole_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint whose checksums hold, with a warning for each one skipped."""
-    for checkpoint in all_checkpoints(run_dir):
-        problem = damage(checkpoint)
-        if problem is None:
-            return checkpoint
-        warnings.warn(f"skipping damaged checkpoint {checkpoint}: {problem}", stacklevel=2)
-    return None
+    """The newest checkpoint whose checksums hold; None if there is none."""
+    return next((checkpoint for checkpoint in all_checkpoints(run_dir) if damage(checkpoint) is None), None)
+
+
+def checkpoint_to_resume(run_dir: Path) -> Path | None:
+    """The newest whole checkpoint, with a warning for each one passed over; None if the run has saved none yet.
+
+    Raises:
+        UserError: when all are damaged.
+    """
+    folder = run_dir / "checkpoints"
+    for path in sorted(folder.glob("step-*")):
+        if not is_checkpoint(path):
+            warnings.warn(f"passing over {path}: checkpoints are folders named step-00000000", stacklevel=2)
+
+    newest = newest_whole_checkpoint(run_dir)
+    damaged = {
+        path: damage(path) for path in all_checkpoints(run_dir) if newest is None or step_of(path) > step_of(newest)
+    }
+    if damaged and newest is None:
+        problems = "; ".join(f"{path.name}: {problem}" for path, problem in damaged.items())
+        raise UserError(
+            f"every checkpoint in {folder} is damaged ({problems}): put back a copy of one, "
+            f"or delete {folder} to begin again at step 0"
+        )
+    for path, problem in damaged.items():
+        warnings.warn(f"skipping damaged checkpoint {path}: {problem}", stacklevel=2)
+    return newest
 
 
 def load_checkpoint(accelerator: Accelerator, checkpoint: Path, global_batch_size: int) -> RunState:
@@ -140,8 +231,8 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, global_batch_siz
     With more processes than wrote it, the additional ones keep their random states.
 
     Raises:
-        UserError: when the checkpoint is sharded and this run is not, or the other way round, or when this run has
-            more or fewer sequences per step.
+        UserError: when the checkpoint is sharded and this run is not, or the other way round, when this run has more
+            or fewer sequences per step, or when a file cannot be loaded.
     """
     state = read_state(checkpoint)
     if state.global_batch_size != global_batch_size:
@@ -157,9 +248,29 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, global_batch_siz
         before, now = ("with FSDP" if sharded else "without FSDP" for sharded in (was_sharded, is_sharded))
         raise UserError(f"{checkpoint} was written {before}, this run is {now}")
 
-    accelerator.load_state(str(checkpoint))
+    try:
+        check_random_states(checkpoint / f"random_states_{accelerator.process_index}.pkl")
+        accelerator.load_state(str(checkpoint))
+    except (torch.OutOfMemoryError, torch.AcceleratorError):  # a RuntimeError, but no fault of the checkpoint
+        raise
+    except (*UNREADABLE, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{checkpoint} cannot be loaded, though its checksums hold: {reason}") from error
     accelerator.step = 0  # accumulation starts over, perhaps over another number of batches
     return state
+
+
+# What loading raises on a file that holds something else than it should. A pickle that would run code is refused.
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, AttributeError, EOFError, UnpicklingError, SafetensorError)
+
+
+def check_random_states(path: Path) -> None:
+    """Raise an exception if a file of random states is there but cannot be used, which Accelerate passes over."""
+    if path.exists():
+        states = load_pickle(path)
+        random.Random().setstate(states["random_state"])
+        np.random.RandomState().set_state(states["numpy_random_seed"])
+        torch.Generator().set_state(states["torch_manual_seed"])
 
 
 def save_best_model(accelerator: Accelerator, model: nn.Module, card: str, run_dir: Path, state: RunState) -> None:

@@ -49,7 +49,10 @@ class Parser(ArgumentParser):
         flags = split_into_flags(sys.argv[1:] if args is None else args)
         config_files_first = sorted(flags, key=lambda flag: flag.name != "config")
         words = [word for flag in config_files_first for word in self.spell(flag)]
-        return super().parse_args(words, *rest, **options)
+        try:
+            return super().parse_args(words, *rest, **options)
+        except UnicodeDecodeError as error:  # of a config file
+            self.error(str(error))
 
     def take_text_as_typed(self) -> None:
         """Give flags of type `str | None` the type str, because jsonargparse reads the former as YAML.
@@ -135,15 +138,15 @@ def user_errors() -> Generator[None]:
     try:
         yield
     except UserError as error:
-        fail(*error.mistakes)
+        reject(error.mistakes)
 
 
-def reject(mistakes: Sequence[Mistake | str]) -> NoReturn:
-    """End the program because of its command line. Only the first process of a machine prints the mistakes."""
+def reject(mistakes: Sequence[object], code: int = 2) -> NoReturn:
+    """End the program because of mistakes that every process meets. Only the first one of a machine prints them."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
         time.sleep(5)  # a launcher ends all processes when one has ended: the first one needs the time to print
         mistakes = []
-    fail(*mistakes)
+    fail(*mistakes, code=code)
 
 
 def fail(*messages: object, code: int = 2) -> NoReturn:
@@ -151,7 +154,14 @@ def fail(*messages: object, code: int = 2) -> NoReturn:
     for message in messages:
         one_line = " ".join(str(message).split())
         tqdm.write(f"{coloured('error:', 31, sys.stderr)} {one_line}", file=sys.stderr)  # leaves a progress bar intact
+    if messages and is_launched():
+        tqdm.write("a traceback that follows is the launcher's, and says nothing more", file=sys.stderr)
     sys.exit(code)
+
+
+def is_launched() -> bool:
+    """Whether `accelerate launch` or torchrun started this program. They add a traceback when it ends with an error."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
 
 
 def coloured(text: str, colour: int, stream: TextIO) -> str:

@@ -1,7 +1,8 @@
 """How a run uses its machine: devices, precision, sharding, compilation, activation checkpointing."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -13,6 +14,7 @@ from accelerate.utils import (
     FullyShardedDataParallelPlugin,
     GradientAccumulationPlugin,
     TorchDynamoPlugin,
+    gather_object,
     is_bf16_available,
     parse_flag_from_env,
 )
@@ -66,6 +68,35 @@ def build_accelerator(config: Config) -> Accelerator:
     if device_type == "cuda":
         torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
     return accelerator
+
+
+@contextmanager
+def raised_by_all(accelerator: Accelerator) -> Generator[None]:
+    """Raise the UserErrors of any process on all of them, at the end of the block, so that none waits for another.
+
+    Every process enters and leaves the block.
+    """
+    mistakes: tuple[Mistake | str, ...] = ()
+    try:
+        yield
+    except UserError as error:
+        mistakes = error.mistakes
+    for each in gather_object([mistakes]):
+        if each:
+            raise UserError(*each)
+
+
+@contextmanager
+def main_process_first(accelerator: Accelerator) -> Generator[None]:
+    """The main process runs the block, then the others do. A UserError on one is raised on all."""
+    if not accelerator.is_main_process:
+        with raised_by_all(accelerator):
+            pass  # waits for the main process
+    with raised_by_all(accelerator):
+        yield
+    if accelerator.is_main_process:
+        with raised_by_all(accelerator):
+            pass  # waits for the others
 
 
 def choose_precision(precision: str) -> str:

@@ -4,18 +4,18 @@ import time
 from dataclasses import dataclass
 
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import broadcast_object_list, set_seed
 from torch import nn
 
 from data import Corpus
 from model import HierarchicalTransformer
-from training.checkpoints import RunState, load_checkpoint, newest_whole_checkpoint
-from training.command_line import user_errors
+from training.checkpoints import RunState, checkpoint_to_resume, load_checkpoint
 from training.config import Config
 from training.monitor import SpeedMeter, watch_activations
 from training.optimizer import build_optimizer
-from training.parallel import prepare
+from training.parallel import prepare, raised_by_all
 from training.progress import Progress
+from training.run_dir import write_settings
 from training.speed import flops_per_byte
 from training.step import StepResult, Trainer
 from training.stop_signal import StopSignal
@@ -39,7 +39,9 @@ class Run:
     started: float
     """time.monotonic() at the start, moved back by the seconds of training before a resume"""
     stop_requested: bool = False
-    """whether any process was told to stop"""
+    """whether any process was told to stop, and may: see `count_step`"""
+    checkpoint_due: bool = False
+    """whether a checkpoint is to be written as soon as no step is skipped"""
 
     @property
     def accelerator(self) -> Accelerator:
@@ -60,6 +62,11 @@ class Run:
         return self.state.step >= self.config.train.max_steps
 
     @property
+    def is_skipping(self) -> bool:
+        """Whether the last step was skipped. The weights may be bad: no checkpoint is written, and none pruned."""
+        return self.state.skipped_in_a_row > 0
+
+    @property
     def is_finished(self) -> bool:
         return self.is_last_step or self.stop_requested
 
@@ -72,12 +79,18 @@ class Run:
         return time.monotonic() - self.started
 
     def count_step(self, result: StepResult) -> None:
-        """Move on by a step, and log what it measured."""
+        """Move on by a step, and log what it measured.
+
+        A stop waits until a step is not skipped, or too many are: so it saves weights that are good, and loses none.
+        """
         state = self.state
         state.step += 1
         state.seconds = self.elapsed()
         state.skipped_in_a_row = 0 if result.finite else state.skipped_in_a_row + 1
-        self.stop_requested = result.stop_requested
+        self.stop_requested = result.stop_requested and not self.is_skipping
+        self.checkpoint_due |= result.stop_requested or result.save_requested
+        if result.stop_requested and self.is_skipping:
+            self.progress.say(f"step {state.step} was skipped: saving and exiting after the next one that is not")
         self.speed_meter.add(result)
 
         axes = {"bytes": state.step * self.bytes_per_step, "seconds": round(state.seconds, 3)}
@@ -86,6 +99,13 @@ class Run:
 
 def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers: Trackers) -> Run:
     """Build model and optimizer, load the newest whole checkpoint on --resume, and start the trackers."""
+    # -- the checkpoint, which the main process chooses for all
+    checkpoint = None
+    with raised_by_all(accelerator):
+        if config.resume and accelerator.is_main_process:
+            checkpoint = checkpoint_to_resume(config.folder)
+    (checkpoint,) = broadcast_object_list([checkpoint])
+
     # -- the model, with the same weights on all processes
     set_seed(config.train.seed)
     model = HierarchicalTransformer(**config.model.to_dict())
@@ -112,14 +132,20 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
 
     # -- the state, as a checkpoint has it or from the start
     state = RunState(global_batch_size=trainer.global_batch_size)
-    checkpoint = newest_whole_checkpoint(config.folder) if config.resume else None
-    if checkpoint is not None:
-        with user_errors():
+    with raised_by_all(accelerator):
+        if checkpoint is not None:
             state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
+    if checkpoint is not None:
         accelerator.print(f"resuming from {checkpoint}")
+    elif config.resume:
+        accelerator.print(f"no checkpoint in {config.run_dir} yet: beginning at step 0")
+
+    if accelerator.is_main_process:
+        write_settings(config)
 
     # -- the trackers, and then Ctrl-C, for which wandb may set a handler as well
-    trackers.start(state)
+    with raised_by_all(accelerator):
+        trackers.start(state)
     trainer.stop_signal = stop_signal = StopSignal()
     return Run(
         config=config,

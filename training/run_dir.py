@@ -1,18 +1,22 @@
-"""The run directory: one run each, with its settings."""
+"""The run directory: one run each, with its settings and its lock."""
 
+import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 import yaml
+from filelock import FileLock
 
-from training.checkpoints import newest_whole_checkpoint
+from training.checkpoints import all_checkpoints, newest_whole_checkpoint
 from training.code_version import code_version
-from training.command_line import fail
+from training.command_line import fail, reject
 from training.config import Config
+from training.reading import load_settings
 from utils.errors import Mistake, UserError, as_typed
 from utils.files import write_text
+from utils.locks import holder_of, try_lock
 
 # Sections and settings that may change on --resume.
 FREE_SECTIONS = {"run_dir", "wandb", "trackio"}
@@ -47,12 +51,28 @@ def check_run_dir(config: Config) -> None:
         UserError: when it holds a run and this is no resume, when it holds none to resume, or another run.
     """
     known = config.folder / "config.yaml"
-    if known.is_file() and not config.resume:
-        raise UserError(f"{config.run_dir} already holds a run: continue it with --resume, or choose another --run_dir")
-    if config.resume and not known.is_file():
-        raise UserError(f"{config.run_dir} holds no run to resume: it has no config.yaml")
     if config.resume:
-        check_same_run(config.to_dict(), yaml.safe_load(known.read_text()), known)
+        if not known.is_file():
+            raise UserError(f"{config.run_dir} holds no run to resume: it has no config.yaml")
+        check_same_run(config.to_dict(), known_settings(known), known)
+    elif known.is_file():
+        raise UserError(f"{config.run_dir} already holds a run: continue it with --resume, or choose another --run_dir")
+    elif all_checkpoints(config.folder):
+        raise UserError(f"{config.run_dir} holds checkpoints, but no config.yaml: choose another --run_dir")
+
+
+def known_settings(path: Path) -> dict[str, dict]:
+    """The settings of an earlier start, by section.
+
+    Raises:
+        UserError: when the file cannot be read, or holds something else.
+    """
+    settings = load_settings(path, "run_dir")
+    settings.pop("run_dir", None)
+    for section, values in settings.items():
+        if not isinstance(values, dict):
+            raise UserError(Mistake(f"{section} in {path}", values, "settings by name"))
+    return settings
 
 
 def check_same_run(now: dict, then: dict, path: Path) -> None:
@@ -73,20 +93,66 @@ def check_same_run(now: dict, then: dict, path: Path) -> None:
         raise UserError(*mistakes)
 
 
-def make_run_dir(config: Config) -> None:
-    """Create the run directory, and write the run's settings and the code's version into it.
+def open_run_dir(config: Config, process: int) -> FileLock:
+    """Create the run directory, and take the lock that keeps other runs out of it.
+
+    The lock holds until it is released, or its process ends. Each process of a run has one, and the main process, which
+    comes first, looks at those of all: of a run whose launcher was killed, any process may still be alive. The main
+    process also deletes what kills have left half written.
+
+    Args:
+        process: index of this process in its run, 0 for the main process.
 
     Raises:
-        UserError: when that is not possible.
+        UserError: when another run holds a lock, has begun in the folder since `check_run_dir`, or it is not writable.
     """
     run_dir = config.folder
-    settings = yaml.safe_dump(config.to_dict(), sort_keys=False)
     try:
-        (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
-        (run_dir / "samples").mkdir(exist_ok=True)
-        write_text(run_dir / "config.yaml", f"# code version {code_version()}\n{settings}")
+        lock = lock_run_dir(run_dir, process)
+        if process == 0:
+            check_run_dir(config)
+            delete_half_written(run_dir)
+            (run_dir / "checkpoints").mkdir(exist_ok=True)
+            (run_dir / "samples").mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(Mistake("run_dir", run_dir, f"a folder that can be written ({error})")) from error
+    return lock
+
+
+def lock_run_dir(run_dir: Path, process: int) -> FileLock:
+    """Take RUN_DIR/.locks/PROCESS; see `open_run_dir`."""
+    folder = run_dir / ".locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = take_lock(folder / str(process), run_dir)
+    if process == 0:
+        for path in sorted(folder.glob("*[0-9]")):
+            if path.name != "0":
+                take_lock(path, run_dir).release()
+    return lock
+
+
+def take_lock(path: Path, run_dir: Path) -> FileLock:
+    """Take one lock, or raise a UserError that names the process that has it."""
+    lock = try_lock(path)
+    if lock is None:
+        raise UserError(
+            f"{run_dir} is in use: {holder_of(path)} trains there; stop it first, or choose another --run_dir"
+        )
+    return lock
+
+
+def delete_half_written(run_dir: Path) -> None:
+    """Delete the temporary files and folders of writes that a kill cut short."""
+    shutil.rmtree(run_dir / "checkpoints" / ".writing", ignore_errors=True)
+    shutil.rmtree(run_dir / ".model", ignore_errors=True)
+    for path in (run_dir / ".config.yaml.tmp", *run_dir.glob("samples/.*.tmp"), *run_dir.glob(".locks/.*.tmp")):
+        path.unlink(missing_ok=True)
+
+
+def write_settings(config: Config) -> None:
+    """Write the run's settings and the code's version, once it is sure that it can go on with them."""
+    settings = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    write_text(config.folder / "config.yaml", f"# code version {code_version()}\n{settings}")
 
 
 class Diverged(Exception):
@@ -105,4 +171,7 @@ def run_errors(run_dir: Path) -> Generator[None]:
     except RUN_FAILURES as error:
         checkpoint = newest_whole_checkpoint(run_dir)
         advice = f"; {checkpoint} is whole: continue with --run_dir {run_dir} --resume" if checkpoint else ""
-        fail(f"{error}{advice}", code=1)
+        message = f"{error}{advice}"
+        if isinstance(error, Diverged):
+            reject([message], code=1)  # every process diverges
+        fail(message, code=1)

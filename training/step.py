@@ -63,7 +63,9 @@ class StepResult:
     offsets: list[int]
     """first byte of each sequence in the training split, for a look at a skipped step; empty where finite"""
     stop_requested: bool
-    """whether any process was told to stop"""
+    """whether any process was told to save and stop"""
+    save_requested: bool
+    """whether any process was told to save and go on"""
     seconds: float
     """duration of the step on this process"""
     data_seconds: float
@@ -106,8 +108,10 @@ def train_step(trainer: Trainer, step: int) -> StepResult:
     norm = full_tensor(accelerator.clip_grad_norm_(trainer.model.parameters(), config.grad_clip or inf))
 
     # -- one exchange between processes for everything that they must agree on
-    stop = torch.tensor(float(trainer.stop_signal is not None and trainer.stop_signal.received), device=norm.device)
-    *means, mean_norm, stops = mean_over_processes(accelerator, [*totals.values(), norm, stop])
+    signal = trainer.stop_signal
+    stop = torch.tensor(float(signal is not None and signal.received), device=norm.device)
+    save = torch.tensor(float(signal is not None and signal.take_save_request()), device=norm.device)
+    *means, mean_norm, stops, saves = mean_over_processes(accelerator, [*totals.values(), norm, stop, save])
     metrics = dict(zip(totals, means, strict=True))
     metrics["train/gradient_norm"] = mean_norm
     metrics["train/learning_rate"] = rate
@@ -123,6 +127,7 @@ def train_step(trainer: Trainer, step: int) -> StepResult:
         finite=finite,
         offsets=[] if finite else batch_offsets(trainer, step),
         stop_requested=stops > 0,
+        save_requested=saves > 0,
         seconds=time.perf_counter() - started,
         data_seconds=data_seconds,
     )

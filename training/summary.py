@@ -53,7 +53,8 @@ def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboar
         best = min(scores, key=lambda step: scores[step])
         score = coloured(f"{scores[best]:.4f} bits per byte", 32, sys.stdout)
         print(f"best        {score} of the validation split, at step {best:,}")
-    print(f"trained     {state.step:,} of {config.train.max_steps:,} steps, {trained_bytes:,} bytes")
+    of_all = f" of {config.train.max_steps:,}" if state.step <= config.train.max_steps else ""
+    print(f"trained     {state.step:,}{of_all} steps, {trained_bytes:,} bytes")
     print(f"time        {timedelta(seconds=round(state.seconds))}, {trained_bytes / state.seconds:,.0f} bytes/s")
     for dashboard in dashboards or []:
         print(f"dashboard   {dashboard}")

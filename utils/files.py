@@ -1,18 +1,35 @@
 """Atomic writes: write to a temporary name, wait until the bytes are on the disk, then rename."""
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
+
+from utils.errors import UserError
 
 
 def user_path(text: str) -> Path:
     """A path that a user typed. A leading ~ is the home folder, also where no shell has expanded it."""
     return Path(text).expanduser()
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: when it cannot be read or is no JSON; it names the file.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({reason})") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,13 +1,16 @@
 """Load a trained model from its run directory, and pick a device for it."""
 
-import json
+from dataclasses import fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
+from model.config import ModelConfig
 from model.transformer import HierarchicalTransformer
+from utils.checks import is_number
 from utils.errors import Mistake, UserError
+from utils.files import read_json
 
 
 def load_model(run_dir: Path, device: str) -> HierarchicalTransformer:
@@ -22,8 +25,9 @@ def load_model(run_dir: Path, device: str) -> HierarchicalTransformer:
             raise UserError(f"{run_dir} is no run directory with a trained model: it has no model/{name}")
 
     try:
+        check_shapes(folder)
         model = HierarchicalTransformer.from_pretrained(folder)
-    except (RuntimeError, SafetensorError, json.JSONDecodeError, TypeError, UserError) as error:
+    except (OSError, RuntimeError, SafetensorError, UserError) as error:
         raise UserError(f"the weights in {folder} do not fit its config.json: {error}") from error
 
     try:
@@ -31,6 +35,36 @@ def load_model(run_dir: Path, device: str) -> HierarchicalTransformer:
     except (RuntimeError, AssertionError) as error:  # what PyTorch raises for a device that is not there
         reason = str(error).partition("\n")[0]
         raise UserError(Mistake("device", device, f"one that PyTorch can use here ({reason})")) from error
+
+
+def check_shapes(folder: Path) -> None:
+    """Compare the shapes of the weights in model.safetensors with those of config.json, before any memory is taken.
+
+    Raises:
+        UserError: when config.json holds no settings of a model, or the first weight that does not fit.
+    """
+    # -- the weights that are there
+    with safe_open(folder / "model.safetensors", "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, it is no dict
+
+    # -- the settings; each block has a weight, so a depth that would take minutes to build cannot be right
+    settings = read_json(folder / "config.json")
+    if not isinstance(settings, dict):
+        raise UserError("config.json holds no settings by name")
+    unknown = settings.keys() - {each.name for each in fields(ModelConfig)}
+    if unknown:
+        raise UserError(f"config.json has {', '.join(sorted(unknown))}, and there is no such setting")
+    depth = settings.get("depth")
+    if any(is_number(each, len(found) + 1) for each in (depth if isinstance(depth, list) else [depth])):
+        raise UserError(Mistake("depth", depth, f"at most {len(found)}, as there are no more weights"))
+
+    # -- the weights that the settings ask for
+    with torch.device("meta"):
+        model = HierarchicalTransformer(**settings)
+    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    for name in expected | found:
+        if expected.get(name) != found.get(name):
+            raise UserError(f"{name} has shape {found.get(name)}, config.json asks for {expected.get(name)}")
 
 
 def best_device() -> str:

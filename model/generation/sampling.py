@@ -48,13 +48,20 @@ class Sampling:
         )
 
     def draw(self, logits: Tensor, seen: Tensor, generator: torch.Generator | None) -> Tensor:
-        """One token for each row of logits (b v), where `seen` (b v) marks the tokens that came before: (b 1)."""
+        """One token for each row of logits (b v), where `seen` (b v) marks the tokens that came before: (b 1).
+
+        Raises:
+            UserError: when logits are not finite.
+        """
         penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
         logits = torch.where(seen, penalised, logits)
         if self.temperature == 0:
             return logits.argmax(dim=-1, keepdim=True)
         probabilities = self.filter(logits / self.temperature).softmax(dim=-1)
-        return torch.multinomial(probabilities, 1, generator=generator)
+        try:
+            return torch.multinomial(probabilities, 1, generator=generator)
+        except RuntimeError as error:
+            raise UserError("the model's predictions are not finite, so nothing can be drawn from them") from error
 
     def filter(self, logits: Tensor) -> Tensor:
         """Set logits (b v) of tokens that must not be drawn to -inf. The likeliest token and its ties stay."""

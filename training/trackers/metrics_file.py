@@ -2,9 +2,13 @@
 
 import json
 import os
+from contextlib import suppress
 from math import isfinite
+from pathlib import Path
 
 from training.trackers.base import Line, Tracker
+from utils.checks import is_number
+from utils.errors import UserError
 
 
 class MetricsFile(Tracker):
@@ -17,13 +21,17 @@ class MetricsFile(Tracker):
     last_step: int = 0
 
     def start(self, run_id: str | None) -> None:
+        """Open the file, without a last line that a kill or a full disk cut short.
+
+        Raises:
+            UserError: when the last line is no line of metrics.
+        """
         self.path = self.config.folder / "metrics.jsonl"
         self.path.touch()
         complete, newline, _ = self.path.read_bytes().rpartition(b"\n")
-        os.truncate(self.path, len(complete + newline))  # drops a line that a kill cut short
         if complete:
-            last_line = json.loads(complete.splitlines()[-1])
-            self.last_step = last_line["step"]
+            self.last_step = step_of_line(complete.splitlines()[-1], self.path)
+        os.truncate(self.path, len(complete + newline))
 
     def log(self, lines: list[Line]) -> None:
         """Write all lines at once, and wait until they are on the disk."""
@@ -33,6 +41,15 @@ class MetricsFile(Tracker):
             file.flush()
             os.fsync(file.fileno())
         self.last_step = lines[-1].step
+
+
+def step_of_line(text: bytes, path: Path) -> int:
+    """The step of the last line of a file. Raises a UserError if it has none."""
+    with suppress(ValueError, TypeError, LookupError, RecursionError):
+        step = json.loads(text)["step"]
+        if is_number(step, 0, int):
+            return step
+    raise UserError(f"the last line of {path} has no step: delete the lines at its end that are no metrics")
 
 
 def to_json(line: Line) -> str:
