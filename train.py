@@ -14,6 +14,7 @@ from training.command_line import user_errors
 from training.config import load_config
 from training.monitor import UpdateRatio
 from training.parallel import build_accelerator
+from training.resume import check_corpus
 from training.run import Run, start_run
 from training.run_dir import Diverged, check_run_dir, make_run_dir, run_errors
 from training.step import train_step
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
             trackers = Trackers(config, accelerator.is_main_process)
             corpus = open_corpus(config.data, config.model.seq_len)
             if accelerator.is_main_process:
+                check_corpus(config, corpus)
                 make_run_dir(config)
 
     # -- train
@@ -51,8 +53,11 @@ def train(run: Run) -> None:
     """Train to the last step, or until the run is told to stop."""
     config = run.config.train
 
-    # the first checkpoint: something to resume from, and a full disk is noticed now
+    # the score of weights that were trained before, and the first checkpoint: something to resume from, and a full disk
+    # is noticed now
     if not run.is_resumed:
+        if run.config.init_from:
+            validate(run)
         write_checkpoint(run)
 
     # a step, then whatever is due after it; the last step has everything

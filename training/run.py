@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import dataclass
+from math import inf
 
 from accelerate import Accelerator
 from accelerate.utils import set_seed
@@ -12,15 +13,19 @@ from model import HierarchicalTransformer
 from training.checkpoints import RunState, load_checkpoint, newest_whole_checkpoint
 from training.command_line import user_errors
 from training.config import Config
+from training.init_from import find_source, load_weights
 from training.monitor import SpeedMeter, watch_activations
 from training.optimizer import build_optimizer
 from training.parallel import prepare
 from training.progress import Progress
+from training.record import changed_splits, read_changes, write_record
+from training.resume import find_changes, own_settings
 from training.speed import flops_per_byte
 from training.step import StepResult, Trainer
 from training.stop_signal import StopSignal
-from training.summary import print_header
+from training.summary import print_beginning, print_header
 from training.trackers import Trackers
+from utils.errors import Mistake, UserError
 
 
 @dataclass
@@ -86,9 +91,16 @@ class Run:
 
 def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers: Trackers) -> Run:
     """Build model and optimizer, load the newest whole checkpoint on --resume, and start the trackers."""
+    checkpoint = newest_whole_checkpoint(config.folder) if config.resume else None
+
     # -- the model, with the same weights on all processes
     set_seed(config.train.seed)
     model = HierarchicalTransformer(**config.model.to_dict())
+    source = None
+    if config.init_from and checkpoint is None:
+        with user_errors():
+            source = find_source(config.init_from)
+        load_weights(model, source)
     flops = flops_per_byte(config.model)
     activations = watch_activations(model)
     set_seed(config.train.seed, device_specific=True)  # dropout differs between processes
@@ -112,14 +124,35 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
 
     # -- the state, as a checkpoint has it or from the start
     state = RunState(global_batch_size=trainer.global_batch_size)
-    checkpoint = newest_whole_checkpoint(config.folder) if config.resume else None
     if checkpoint is not None:
-        with user_errors():
+        with user_errors(), own_settings(optimizer):
             state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
+            if state.step > config.train.max_steps:
+                allowed = f"at least {state.step}, the steps that {checkpoint} has behind it"
+                raise UserError(Mistake("train.max_steps", config.train.max_steps, allowed))
         accelerator.print(f"resuming from {checkpoint}")
+
+    # -- what is not as it was before the resume; scores of another validation split do not compare
+    if config.resume and "valid" in changed_splits(config.folder, corpus):
+        state.best_bits_per_byte = inf
+    accelerator.wait_for_everyone()  # all have read what the main process now replaces
+    changes = []
+    if accelerator.is_main_process:
+        if config.resume:
+            changes = find_changes(config, corpus, state.step)
+        print_beginning(config, source, changes)
+        write_record(config, corpus, source, changes, state.step)
 
     # -- the trackers, and then Ctrl-C, for which wandb may set a handler as well
     trackers.start(state)
+    if source is not None:
+        trackers.log(0, {"bytes": 0, "seconds": 0.0})  # of the validation before the first step
+    if changes:
+        trackers.log_changes(read_changes(config.folder))
+        if trackers.last_logged_step > state.step:
+            print(
+                f"metrics     of steps {state.step + 1:,} to {trackers.last_logged_step:,} stay as before the changes"
+            )
     trainer.stop_signal = stop_signal = StopSignal()
     return Run(
         config=config,
