@@ -29,6 +29,10 @@ class UsedCorpus:
     sha256: dict[str, str]
     """checksum of each split, in hex"""
 
+    def __post_init__(self):
+        if not isinstance(self.sha256, dict):
+            raise TypeError("sha256 is no dict")
+
 
 @dataclass(frozen=True)
 class Change:
@@ -67,13 +71,13 @@ def read_entries(path: Path, kind: type) -> list:
     if not path.is_file():
         return []
     try:
-        entries = [kind(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
-        for entry in entries:
-            for name in ("sizes", "sha256"):
-                dict(getattr(entry, name, {}))
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, list):
+            raise TypeError("it is no list")
+        objects = [kind(**entry) for entry in entries]
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} cannot be read ({error}); without the file, what it tells is not known") from error
-    return entries
+    return objects
 
 
 def write_entries(path: Path, entries: list) -> None:
