@@ -11,6 +11,7 @@ are also compressed with an entropy coder that the model drives, and decompresse
 
 import hashlib
 import json
+import os
 import sys
 import time
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from data import DataConfig, open_corpus, scoring_windows
+from data import Corpus, DataConfig, open_corpus, scoring_windows
 from evaluation.bits_per_byte import FIRST_BYTE, bits_per_byte, total_nats
 from evaluation.entropy_coding import decode, encode
 from model import HierarchicalTransformer
@@ -31,8 +32,10 @@ from training.command_line import parse_as, user_errors
 from training.config import Config, TrainConfig, WandbConfig
 from training.parallel import build_accelerator, main_process_first
 from training.reading import load_settings
+from training.record import changed_splits, read_corpora
 from utils.errors import Mistake, UserError, reading_errors
 from utils.files import user_path
+from utils.terminal import say
 
 VERIFIED_BYTES = 100_000  # scored by --verify if there is no --limit, since decoding takes one forward pass per byte
 
@@ -71,7 +74,7 @@ class Text:
 
     data: np.ndarray
     """(n) uint8"""
-    source: dict[str, str]
+    source: dict[str, str | bool | None]
     """where it comes from, as part of the result"""
 
 
@@ -125,12 +128,13 @@ def read_text(args: Arguments) -> Text:
     if args.file is not None:
         with reading_errors("file", args.file):
             data = np.fromfile(user_path(args.file), dtype=np.uint8)
-        source = {"file": args.file}
+        source: dict[str, str | bool | None] = {"file": args.file}
     else:
         split = args.split or "test"
-        corpus = open_corpus(load_data_config(user_path(args.run_dir)))
+        run_dir = user_path(args.run_dir)
+        corpus = open_corpus(load_data_config(run_dir))
         data = corpus[split]
-        source = {"split": split, "corpus": corpus.name}
+        source = {"split": split, "corpus": corpus.name, "same_as_training": is_split_of(run_dir, split, corpus)}
 
     limit = args.limit
     if limit is None and args.verify:
@@ -140,6 +144,27 @@ def read_text(args: Arguments) -> Text:
         flag = "split" if args.file is None else "file"
         raise UserError(Mistake(flag, f"{len(data)} bytes", "at least 2"))
     return Text(data, source)
+
+
+def is_split_of(run_dir: Path, split: str, corpus: Corpus) -> bool | None:
+    """Whether a split has the bytes that the run had in it last, with a warning if not; None if that is not known.
+
+    Raises:
+        UserError: if the run's corpus.json is damaged.
+    """
+    if not read_corpora(run_dir):
+        warn(f"{run_dir} has no corpus.json, so it is not known whether the {split} split is that of its training")
+        return None
+    if split in changed_splits(run_dir, corpus):
+        warn(f"the {split} split of {corpus.source} had other bytes when {run_dir} was trained")
+        return False
+    return True
+
+
+def warn(line: str) -> None:
+    """Print a warning, on the main process of several."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        say(f"warning: {line}", stream=sys.stderr)
 
 
 def load_data_config(run_dir: Path) -> DataConfig:

@@ -16,6 +16,7 @@ from training.command_line import user_errors
 from training.config import load_config
 from training.monitor import UpdateRatio
 from training.parallel import build_accelerator, main_process_first
+from training.resume import check_corpus
 from training.run import Run, start_run
 from training.run_dir import Diverged, check_run_dir, open_run_dir, run_errors
 from training.step import train_step
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None) -> None:
             trackers = Trackers(config, accelerator.is_main_process)
             corpus = open_corpus(config.data, config.model.seq_len)
             lock = open_run_dir(config, accelerator.process_index)
+            if accelerator.is_main_process:
+                check_corpus(config, corpus)
 
     # -- train
     with user_errors(), run_errors(config.folder):
@@ -54,8 +57,11 @@ def train(run: Run) -> None:
     """Train to the last step, or until the run is told to stop."""
     config = run.config.train
 
-    # the first checkpoint: something to resume from, and a full disk is noticed now
+    # the score of weights that were trained before, and the first checkpoint: something to resume from, and a full disk
+    # is noticed now
     if not run.is_resumed:
+        if run.config.init_from:
+            validate(run)
         write_checkpoint(run)
     if run.is_finished:
         run.progress.say(f"step {run.state.step} of {config.max_steps}: nothing left to train")

@@ -1,6 +1,7 @@
 """Settings for all tests: one thread, so that results do not depend on the machine, and no network."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from accelerate.state import AcceleratorState
 from hypothesis import HealthCheck, settings
 
+import train as train_script
 from tests.runs import NO_GPU
 
 torch.set_num_threads(1)
@@ -80,6 +82,25 @@ def train(workplace, command):
         run_dir = workplace / name
         config = () if "--resume" in arguments else ("--config", workplace / "tiny.yaml")
         return run_dir, command("train.py", *config, "--run_dir", run_dir, *arguments, **options)
+
+    return run
+
+
+@pytest.fixture
+def train_here(workplace, monkeypatch, capsys):
+    """Train in this process: train_here(name, …) -> the lines that it prints. The run may end in SystemExit."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def run(name: str, *arguments: str) -> list[str]:
+        config = () if {"--resume", "--config"} & set(arguments) else ("--config", str(workplace / "tiny.yaml"))
+        capsys.readouterr()
+        try:
+            train_script.main([*config, "--run_dir", str(workplace / name), *arguments])
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+        return capsys.readouterr().out.splitlines()
 
     return run
 

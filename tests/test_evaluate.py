@@ -42,6 +42,35 @@ def test_verify_codes_a_file_and_writes_nothing(whole, command, tmp_path):
     assert sorted(whole.rglob("*")) == before and list(tmp_path.iterdir()) == [tmp_path / "text"]
 
 
+@pytest.mark.parametrize("split", ["train", "valid", "test"])
+def test_it_says_whether_the_split_is_that_of_training(workplace, train_here, capsys, split):
+    text, run_dir = workplace / f"scored-{split}.txt", workplace / f"scored-{split}"
+    text.write_bytes((workplace / "text.txt").read_bytes())
+    train_here(run_dir.name, f"--data.path={text}", "--train.max_steps=1")
+
+    def evaluate(*flags) -> tuple[dict, str]:
+        main([str(run_dir), "--limit=100", *flags])
+        AcceleratorState._reset_state(reset_partial_state=True)
+        said = capsys.readouterr()
+        return json.loads(said.out.splitlines()[-1]), said.err
+
+    result, warned = evaluate("--split", split)
+    assert result["same_as_training"] is True and "warning" not in warned
+    content = bytearray(text.read_bytes())
+    content[{"train": 0, "valid": 21400, "test": -1}[split]] ^= 1
+    text.write_bytes(content)
+    for each in ("train", "valid", "test"):
+        result, warned = evaluate("--split", each)
+        assert result["same_as_training"] is (each != split)
+        assert (f"warning: the {each} split of {text} had other bytes when {run_dir}" in warned) == (each == split)
+
+    result, warned = evaluate("--file", str(text))
+    assert "same_as_training" not in result and "warning" not in warned
+    (run_dir / "corpus.json").unlink()
+    result, warned = evaluate("--split", split)
+    assert result["same_as_training"] is None and warned.count("\n") == 1 and "is not known" in warned
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -173,10 +173,10 @@ class TestWrongInput:
         before = (whole / "metrics.jsonl").read_bytes()
         _, done = train("whole")
         self.is_one_line(done, "already holds a run: continue it with --resume, or choose another --run_dir")
-        _, done = train("whole", "--resume", "--model.depth=2", "--data.name=python")
+        _, done = train("whole", "--resume", "--model.depth=2", "--train.seed=7")
         assert done.returncode == 2 and "Traceback" not in done.stderr
         assert f"model.depth: got 2, allowed: 1, as in {whole / 'config.yaml'}" in done.stderr
-        assert f"data.name: got python, allowed: files, as in {whole / 'config.yaml'}" in done.stderr
+        assert f"train.seed: got 7, allowed: 0, as in {whole / 'config.yaml'}" in done.stderr
         assert (whole / "metrics.jsonl").read_bytes() == before
 
     def test_of_evaluate(self, whole, command, tmp_path):

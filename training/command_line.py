@@ -41,6 +41,7 @@ class Parser(ArgumentParser):
     ):
         self.build = build
         self.rests_on = rests_on or {}
+        self.inherited: dict[str, Any] = {}
         super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, *rest, **options) -> Namespace:
@@ -53,6 +54,18 @@ class Parser(ArgumentParser):
             return super().parse_args(words, *rest, **options)
         except UnicodeDecodeError as error:  # of a config file
             self.error(str(error))
+
+    def read(self, argv: Sequence[str]) -> dict[str, Any]:
+        """What is given on a command line and in its config files, by name, apart from what does not fit."""
+        self.take_text_as_typed()
+        reading = Reading(self)
+        reading.read_command_line(list(argv))
+        return reading.values
+
+    def inherit(self, settings: dict[str, Any]) -> None:
+        """Take these settings, by name, where none are given."""
+        self.inherited = settings
+        self.set_defaults(settings)
 
     def take_text_as_typed(self) -> None:
         """Give flags of type `str | None` the type str, because jsonargparse reads the former as YAML.
@@ -91,7 +104,7 @@ class Parser(ArgumentParser):
         if reading.missing:
             return []
         try:
-            self.build(reading.values)
+            self.build(self.inherited | reading.values)
         except UserError as error:
             in_doubt = {self.rests_on.get(name, name) for name in reading.in_doubt}
             return [each for each in error.mistakes if not is_about(each, in_doubt)]

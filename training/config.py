@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +12,10 @@ from jsonargparse import set_parsing_settings
 
 from data.config import DataConfig
 from model.config import ModelConfig
-from training.command_line import Parser
+from training.command_line import Parser, reject
 from training.completion import PrintCompletion
+from training.init_from import check_shapes, find_source
+from training.reading import split_into_flags
 from utils.checks import is_number, require
 from utils.errors import Mistake, UserError
 from utils.files import user_path
@@ -144,6 +146,11 @@ class Config:
     """folder for all that the run writes; null = runs/NAME for configs/NAME.yaml, runs/NAME-ID in a wandb sweep"""
     resume: bool = False
     """continue from the newest intact checkpoint of run_dir"""
+    allow_other_corpus: bool = False
+    """resume even if the corpus is not the one that the run was trained on"""
+    init_from: str | None = None
+    """begin with the weights of another run, a folder with a model, or a hub repository, and with its model settings
+    where none are given; null = random weights"""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -153,6 +160,8 @@ class Config:
     def __post_init__(self):
         if self.model.num_tokens != 256:
             raise UserError(Mistake("model.num_tokens", self.model.num_tokens, "256, because a corpus is bytes"))
+        if self.allow_other_corpus and not self.resume:
+            raise UserError("--allow_other_corpus needs --resume")
 
     @property
     def folder(self) -> Path:
@@ -161,13 +170,14 @@ class Config:
         return user_path(self.run_dir)
 
     def to_dict(self) -> dict:
-        """All settings, defaults included, as plain values that `--config` reads. `resume` is a flag, not a setting."""
+        """All settings, defaults included, as plain values that `--config` reads. SWITCHES are no settings."""
         values = asdict(self) | {"model": self.model.to_dict()}
         values["train"]["betas"] = list(self.train.betas)
         values["train"]["trackers"] = list(self.train.trackers)
-        del values["resume"]
-        return values
+        return {name: value for name, value in values.items() if name not in SWITCHES}
 
+
+SWITCHES = {"resume", "allow_other_corpus"}  # flags for one start of a run
 
 SECTIONS: dict[str, type] = {"model": ModelConfig, "data": DataConfig, "train": TrainConfig}
 SECTIONS |= {"wandb": WandbConfig, "trackio": TrackioConfig}
@@ -186,30 +196,34 @@ RESTS_ON = {
 def load_config(argv: list[str] | None = None) -> Config:
     """Read `--config FILE` and flags, which replace what is in the file, and check all of it.
 
-    Mistakes end the program, with exit code 2 and a line for each.
+    What neither has is as in the run that is resumed, or else as in the model that the run begins from. Mistakes end
+    the program, with exit code 2 and a line for each.
     """
     argv = sys.argv[1:] if argv is None else argv
     usage = "train.py [--config FILE] [--SETTING=VALUE ...] [--resume]"
     parser = Parser(prog="train.py", usage=usage, description=Config.__doc__, build=build_config, rests_on=RESTS_ON)
     parser.add_argument("--config", action="config", help="a YAML file of any of these settings")
-    parser.add_class_arguments(Config, skip={"resume"})
+    parser.add_class_arguments(Config, skip=SWITCHES)
     parser.add_argument("--resume", action="store_true", help="continue from the newest intact checkpoint of run_dir")
+    help_text = "resume even if the corpus is not the one that the run was trained on"
+    parser.add_argument("--allow_other_corpus", action="store_true", help=help_text)
     parser.add_argument("--print_completion", action=PrintCompletion, help="print a script for completion in a shell")
 
-    values = parser.parse_args(argv)
-    files = values.config or []
-
-    # A run that is resumed remembers its settings.
-    if values.resume and values.run_dir and not files:
-        remembered = user_path(values.run_dir) / "config.yaml"
+    given = parser.read(argv)
+    run_dir = given.get("run_dir") or default_run_dir(argv)
+    if given.get("resume"):
+        remembered = user_path(run_dir) / "config.yaml"
         if remembered.is_file():
-            values = parser.parse_args(["--config", str(remembered), *argv])
+            argv = ["--config", str(remembered), *argv]
+    elif given.get("init_from"):
+        try:
+            model = find_source(given["init_from"]).config
+        except UserError as error:
+            reject(error.mistakes)
+        parser.inherit({f"model.{each.name}": getattr(model, each.name) for each in fields(model)})
 
-    config = parser.build_from(values)
-    if config.run_dir is None:
-        name = Path(str(files[-1])).stem if files else "default"
-        config = replace(config, run_dir=default_run_dir(name))
-    return config
+    config = parser.build_from(parser.parse_args(argv))
+    return config if config.run_dir else replace(config, run_dir=run_dir)
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
@@ -227,8 +241,11 @@ def build_config(values: Mapping[str, Any]) -> Config:
             sections[section] = kind(**own)
         except UserError as error:
             mistakes += [in_section(section, mistake) for mistake in error.mistakes]
+    own = {name: values[name] for name in ("run_dir", "init_from", *SWITCHES) if name in values}
     try:
-        config = Config(run_dir=values.get("run_dir"), resume=values.get("resume", False), **sections)
+        config = Config(**own, **sections)
+        if config.init_from and not config.resume and not mistakes:
+            check_shapes(find_source(config.init_from), config.model)
     except UserError as error:
         mistakes += error.mistakes
     if mistakes:
@@ -243,8 +260,10 @@ def in_section(section: str, mistake: Mistake | str) -> Mistake | str:
     return mistake
 
 
-def default_run_dir(name: str) -> str:
-    """The run directory for a config of that name. Each run of a wandb sweep has its own."""
+def default_run_dir(argv: list[str]) -> str:
+    """The run directory if none is given, named after the last config file. Each run of a wandb sweep has its own."""
+    files = [flag.words[0] for flag in split_into_flags(argv) if flag.name == "config" and flag.words]
+    name = Path(files[-1]).stem if files else "default"
     if "WANDB_SWEEP_ID" in os.environ:
         name += f"-{os.environ['WANDB_RUN_ID']}"
     return f"runs/{name}"

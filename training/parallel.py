@@ -27,13 +27,14 @@ from model.merge import Merge
 from training.config import Config, TrainConfig
 from training.dropout import draw_dropout_in_bulk
 from training.speed import keep_freed_memory
+from training.threads import set_threads
 from utils.errors import Mistake, UserError
 
 T = TypeVar("T")
 
 
 def build_accelerator(config: Config) -> Accelerator:
-    """An Accelerator for the configured precision and accumulation, and for as many threads as the machine has cores.
+    """An Accelerator for the configured precision and accumulation, and on a CPU the threads of `set_threads`.
 
     Raises:
         UserError: on a precision or an attention backend that the device does not have.
@@ -63,7 +64,7 @@ def build_accelerator(config: Config) -> Accelerator:
     if config.model.attention == "flex" and device_type != "cuda":
         raise UserError(Mistake("model.attention", "flex", f"any other backend on a device of type {device_type}"))
     if device_type == "cpu":
-        use_all_cores()
+        set_threads()
         keep_freed_memory()
     if device_type == "cuda":
         torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
@@ -114,13 +115,6 @@ def choose_precision(precision: str) -> str:
     if precision == "bf16" and not is_bf16_available():
         raise UserError(Mistake("train.mixed_precision", "bf16", "no, or fp16 on a GPU, as this device has no bf16"))
     return precision
-
-
-def use_all_cores() -> None:
-    """Divide the cores among the processes of this machine. `accelerate launch` leaves each process one thread."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    torch.set_num_threads(max(1, cores // processes))
 
 
 def has_fast_bf16() -> bool:

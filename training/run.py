@@ -2,6 +2,8 @@
 
 import time
 from dataclasses import dataclass
+from math import inf
+from pathlib import Path
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, set_seed
@@ -11,16 +13,19 @@ from data import Corpus
 from model import HierarchicalTransformer
 from training.checkpoints import RunState, checkpoint_to_resume, load_checkpoint
 from training.config import Config
+from training.init_from import find_source, load_weights
 from training.monitor import SpeedMeter, watch_activations
 from training.optimizer import build_optimizer
 from training.parallel import prepare, raised_by_all
 from training.progress import Progress
-from training.run_dir import write_settings
+from training.record import changed_splits, read_changes, write_record
+from training.resume import find_changes, own_settings
 from training.speed import flops_per_byte
 from training.step import StepResult, Trainer
 from training.stop_signal import StopSignal
-from training.summary import print_header
+from training.summary import print_beginning, print_header
 from training.trackers import Trackers
+from utils.errors import Mistake, UserError
 
 
 @dataclass
@@ -99,16 +104,18 @@ class Run:
 
 def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers: Trackers) -> Run:
     """Build model and optimizer, load the newest whole checkpoint on --resume, and start the trackers."""
-    # -- the checkpoint, which the main process chooses for all
-    checkpoint = None
-    with raised_by_all(accelerator):
-        if config.resume and accelerator.is_main_process:
-            checkpoint = checkpoint_to_resume(config.folder)
-    (checkpoint,) = broadcast_object_list([checkpoint])
+    # -- where to begin: at a checkpoint, at the weights of another model, or at random weights
+    checkpoint = choose_checkpoint(config, accelerator)
+    source = None
+    if config.init_from and checkpoint is None:
+        with raised_by_all(accelerator):
+            source = find_source(config.init_from)
 
     # -- the model, with the same weights on all processes
     set_seed(config.train.seed)
     model = HierarchicalTransformer(**config.model.to_dict())
+    if source is not None:
+        load_weights(model, source)
     flops = flops_per_byte(config.model)
     activations = watch_activations(model)
     set_seed(config.train.seed, device_specific=True)  # dropout differs between processes
@@ -132,20 +139,35 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
 
     # -- the state, as a checkpoint has it or from the start
     state = RunState(global_batch_size=trainer.global_batch_size)
-    with raised_by_all(accelerator):
-        if checkpoint is not None:
-            state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
     if checkpoint is not None:
+        with raised_by_all(accelerator), own_settings(optimizer):
+            state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
+            check_max_steps(config, state, checkpoint)
         accelerator.print(f"resuming from {checkpoint}")
     elif config.resume:
         accelerator.print(f"no checkpoint in {config.run_dir} yet: beginning at step 0")
+    if config.resume and "valid" in changed_splits(config.folder, corpus):
+        state.best_bits_per_byte = inf  # scores of another validation split do not compare
+    accelerator.wait_for_everyone()  # all have read what the main process now replaces
 
+    # -- what is not as it was before the resume
+    changes = []
     if accelerator.is_main_process:
-        write_settings(config)
+        if config.resume:
+            changes = find_changes(config, corpus, state.step)
+        print_beginning(config, source, changes)
+        write_record(config, corpus, source, changes, state.step)
 
     # -- the trackers, and then Ctrl-C, for which wandb may set a handler as well
     with raised_by_all(accelerator):
         trackers.start(state)
+    if source is not None:
+        trackers.log(0, {"bytes": 0, "seconds": 0.0})  # of the validation before the first step
+    if changes:
+        trackers.log_changes(read_changes(config.folder))
+        if trackers.last_logged_step > state.step:
+            steps = f"steps {state.step + 1:,} to {trackers.last_logged_step:,}"
+            print(f"metrics     of {steps} stay as before the changes")
     trainer.stop_signal = stop_signal = StopSignal()
     return Run(
         config=config,
@@ -159,3 +181,20 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
         is_resumed=checkpoint is not None,
         started=time.monotonic() - state.seconds,
     )
+
+
+def choose_checkpoint(config: Config, accelerator: Accelerator) -> Path | None:
+    """The checkpoint to resume from, which the main process chooses for all; None if the run begins."""
+    checkpoint = None
+    with raised_by_all(accelerator):
+        if config.resume and accelerator.is_main_process:
+            checkpoint = checkpoint_to_resume(config.folder)
+    (checkpoint,) = broadcast_object_list([checkpoint])
+    return checkpoint
+
+
+def check_max_steps(config: Config, state: RunState, checkpoint: Path) -> None:
+    """Raise a UserError if a checkpoint has more steps behind it than the run is to have."""
+    if state.step > config.train.max_steps:
+        allowed = f"at least {state.step}, the steps that {checkpoint} has behind it"
+        raise UserError(Mistake("train.max_steps", config.train.max_steps, allowed))

@@ -6,42 +6,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import yaml
 from filelock import FileLock
 
 from training.checkpoints import all_checkpoints, newest_whole_checkpoint
-from training.code_version import code_version
 from training.command_line import fail, reject
 from training.config import Config
-from training.reading import load_settings
-from utils.errors import Mistake, UserError, as_typed
-from utils.files import write_text
+from training.resume import check_same_run, read_settings
+from utils.errors import Mistake, UserError
 from utils.locks import holder_of, try_lock
-
-# Sections and settings that may change on --resume.
-FREE_SECTIONS = {"run_dir", "wandb", "trackio"}
-FREE_IN_MODEL = {"attention"}  # every backend computes the same
-FREE_IN_TRAIN = {
-    # how long, and what is logged and kept
-    "max_steps",
-    "max_skipped_steps",
-    "log_every",
-    "validate_every",
-    "validate_bytes",
-    "sample_every",
-    "sample_length",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "trackers",
-    # how the same numbers are computed
-    "mixed_precision",
-    "tf32",
-    "compile",
-    "activation_checkpointing",
-    # their product with the number of processes must stay, which `load_checkpoint` checks
-    "batch_size",
-    "gradient_accumulation_steps",
-}
 
 
 def check_run_dir(config: Config) -> None:
@@ -54,43 +26,11 @@ def check_run_dir(config: Config) -> None:
     if config.resume:
         if not known.is_file():
             raise UserError(f"{config.run_dir} holds no run to resume: it has no config.yaml")
-        check_same_run(config.to_dict(), known_settings(known), known)
+        check_same_run(config.to_dict(), read_settings(known), known)
     elif known.is_file():
         raise UserError(f"{config.run_dir} already holds a run: continue it with --resume, or choose another --run_dir")
     elif all_checkpoints(config.folder):
         raise UserError(f"{config.run_dir} holds checkpoints, but no config.yaml: choose another --run_dir")
-
-
-def known_settings(path: Path) -> dict[str, dict]:
-    """The settings of an earlier start, by section.
-
-    Raises:
-        UserError: when the file cannot be read, or holds something else.
-    """
-    settings = load_settings(path, "run_dir")
-    settings.pop("run_dir", None)
-    for section, values in settings.items():
-        if not isinstance(values, dict):
-            raise UserError(Mistake(f"{section} in {path}", values, "settings by name"))
-    return settings
-
-
-def check_same_run(now: dict, then: dict, path: Path) -> None:
-    """Compare two configs, the earlier one read from `path`. Settings that it does not have do not count.
-
-    Raises:
-        UserError: with each setting that makes this another run.
-    """
-    mistakes = []
-    for section, values in now.items():
-        if section in FREE_SECTIONS:
-            continue
-        for name, value in then.get(section, {}).items():
-            is_free = name in {"model": FREE_IN_MODEL, "train": FREE_IN_TRAIN}.get(section, set())
-            if not is_free and values.get(name) != value:
-                mistakes.append(Mistake(f"{section}.{name}", values.get(name), f"{as_typed(value)}, as in {path}"))
-    if mistakes:
-        raise UserError(*mistakes)
 
 
 def open_run_dir(config: Config, process: int) -> FileLock:
@@ -147,12 +87,6 @@ def delete_half_written(run_dir: Path) -> None:
     shutil.rmtree(run_dir / ".model", ignore_errors=True)
     for path in (run_dir / ".config.yaml.tmp", *run_dir.glob("samples/.*.tmp"), *run_dir.glob(".locks/.*.tmp")):
         path.unlink(missing_ok=True)
-
-
-def write_settings(config: Config) -> None:
-    """Write the run's settings and the code's version, once it is sure that it can go on with them."""
-    settings = yaml.safe_dump(config.to_dict(), sort_keys=False)
-    write_text(config.folder / "config.yaml", f"# code version {code_version()}\n{settings}")
 
 
 class Diverged(Exception):

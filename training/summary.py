@@ -14,7 +14,10 @@ from model import Attend, HierarchicalTransformer, ModelConfig
 from training.checkpoints import RunState
 from training.command_line import coloured
 from training.config import Config
+from training.init_from import Source, differences
+from training.record import Change, last_change_of_split, read_corpora
 from training.step import Trainer
+from utils.terminal import say
 
 
 def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float) -> None:
@@ -42,6 +45,25 @@ def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float)
     print(f"run         {config.train.max_steps:,} steps of {batch}, in {config.run_dir}")
 
 
+def print_beginning(config: Config, source: Source | None, changes: list[Change]) -> None:
+    """Print where the weights come from, and what a resume changes.
+
+    Args:
+        source: the model that the run begins from, if it begins from one now.
+    """
+    if source is not None:
+        say(f"weights     those of {source.folder}")
+        for difference in differences(source, config.model):
+            say(f"changed     {difference}")
+
+    for change in changes:
+        say(f"changed     {change}")
+    if config.resume and not read_corpora(config.folder):
+        say("corpus      whether it is the one of before is not known: the run has no corpus.json")
+    if any(change.setting == "corpus.valid" for change in changes):
+        say("validation  has other bytes from here on, so the best model is chosen anew")
+
+
 def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboards: list[str] | None = None) -> None:
     """Print how the run ended, where its dashboards are, and which commands to type next."""
     run_dir = config.folder
@@ -53,8 +75,7 @@ def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboar
         best = min(scores, key=lambda step: scores[step])
         score = coloured(f"{scores[best]:.4f} bits per byte", 32, sys.stdout)
         print(f"best        {score} of the validation split, at step {best:,}")
-    of_all = f" of {config.train.max_steps:,}" if state.step <= config.train.max_steps else ""
-    print(f"trained     {state.step:,}{of_all} steps, {trained_bytes:,} bytes")
+    print(f"trained     {state.step:,} of {config.train.max_steps:,} steps, {trained_bytes:,} bytes")
     print(f"time        {timedelta(seconds=round(state.seconds))}, {trained_bytes / state.seconds:,.0f} bytes/s")
     for dashboard in dashboards or []:
         print(f"dashboard   {dashboard}")
@@ -67,13 +88,14 @@ def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboar
 
 
 def validation_scores(config: Config) -> dict[int, float]:
-    """Bits per byte of each validation in metrics.jsonl by step, but for those that were not finite."""
+    """Bits per byte by step of each validation in metrics.jsonl on the latest validation split, if it was finite."""
+    last_change = last_change_of_split(config.folder, "valid")
     scores = {}
     with (config.folder / "metrics.jsonl").open(encoding="utf-8") as file:
         for text in file:
             line = json.loads(text)
             score = line.get("validation/bits_per_byte")
-            if score is not None:
+            if score is not None and line["step"] > last_change:
                 scores[line["step"]] = score
     return scores
 

@@ -113,8 +113,13 @@ def test_wandb_draws_over_bytes_and_seconds_and_keeps_the_best_validation(watche
 
 
 def test_a_resume_continues_the_same_dashboard(watched, train):
-    _, done = train("watched", "--resume", "--train.max_steps=10")
+    _, done = train("watched", "--resume", "--train.max_steps=10", "--train.learning_rate=0.005")
     assert done.returncode == 0, done.stderr
+    updates = [
+        item for r in records(wandb_files(watched)[-1]) for part in (r.run.config, r.config) for item in part.update
+    ]
+    (changes,) = [json.loads(item.value_json) for item in updates if item.key == "changes"]
+    assert {"step": 8, "setting": "train.learning_rate", "old": 0.01, "new": 0.005} in changes
     assert len({p.name.rsplit("-", 1)[1] for p in (watched / "wandb").glob("offline-run-*")}) == 1
     assert len(losses(watched)) == 10
     assert [row["_step"] for row in history(watched) if "train/loss" in row] == list(range(1, 11))

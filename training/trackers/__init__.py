@@ -8,6 +8,7 @@ from pathlib import Path
 
 from training.checkpoints import RunState
 from training.config import Config
+from training.record import Change
 from training.trackers.base import Line, Tracker
 from training.trackers.metrics_file import MetricsFile
 from training.trackers.trackio import TrackioTracker
@@ -49,7 +50,7 @@ class Trackers:
         if is_main_process:
             self.trackers = {name: TRACKERS[name](config) for name in names}  # a name given twice counts once
         self.pending: dict[int, Line] = {}  # by step
-        self.last_logged_step = 0
+        self.last_logged_step = -1
 
     def start(self, state: RunState) -> None:
         """Start all trackers, or continue those of the run that `state` is from, and note their ids in it."""
@@ -59,6 +60,11 @@ class Trackers:
                 state.tracker_ids[name] = run_id
             if isinstance(tracker, MetricsFile):
                 self.last_logged_step = tracker.last_step
+
+    def log_changes(self, changes: list[Change]) -> None:
+        """Pass on all settings that resumes of this run have changed."""
+        for tracker in self.trackers.values():
+            tracker.log_changes(changes)
 
     def log(self, step: int, metrics: Mapping[str, int | float], offsets: list[int] | None = None) -> None:
         """Add metrics to those of a step. They are passed on when `flush` is called."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from training.config import Config
+from training.record import Change
 
 
 @dataclass
@@ -40,6 +41,9 @@ class Tracker:
         The run directory exists. Returns the id to keep in checkpoints; None if there is none.
         """
         return None
+
+    def log_changes(self, changes: list[Change]) -> None:
+        """Take all settings that resumes of this run have changed, the latest last."""
 
     def log(self, lines: list[Line]) -> None:
         """Take the metrics of some steps. Steps increase, also from call to call, and each comes once."""

@@ -15,10 +15,10 @@ class MetricsFile(Tracker):
     """RUN_DIR/metrics.jsonl: one JSON object per step, in order. Lines are appended and never rewritten.
 
     Attributes:
-        last_step: the step of the last line, 0 if there is none.
+        last_step: the step of the last line, -1 if there is none. A run that begins from trained weights has a step 0.
     """
 
-    last_step: int = 0
+    last_step: int = -1
 
     def start(self, run_id: str | None) -> None:
         """Open the file, without a last line that a kill or a full disk cut short.

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from training.code_version import code_version
 from training.config import Config
+from training.record import Change
 from training.trackers.base import Line, Tracker
 from utils.errors import UserError
 
@@ -44,6 +45,11 @@ class TrackioTracker(Tracker):
         else:
             self.location = f"https://huggingface.co/spaces/{settings.space}"
         return self.run.name
+
+    def log_changes(self, changes: list[Change]) -> None:
+        rows = [[change.step, str(change)] for change in changes]
+        table = import_module("trackio").Table(columns=["step", "change"], data=rows)
+        self.run.log({"changes": table}, step=changes[-1].step)
 
     def log(self, lines: list[Line]) -> None:
         for line in lines:

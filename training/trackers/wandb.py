@@ -2,11 +2,13 @@
 
 import os
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from training.code_version import code_version
 from training.config import Config
+from training.record import Change
 from training.trackers.base import Line, Tracker
 from utils.errors import Mistake, UserError
 
@@ -45,6 +47,11 @@ class WandbTracker(Tracker):
         self.samples = wandb.Table(["step", "text"], log_mode="INCREMENTAL")
         self.location = f"wandb sync {shlex.quote(run.sync_dir)}" if run.offline else run.url
         return run.id
+
+    def log_changes(self, changes: list[Change]) -> None:
+        """Add the changes to the run's config, which has the settings of now."""
+        if self.run is not None:
+            self.run.config.update({"changes": [asdict(change) for change in changes]}, allow_val_change=True)
 
     def log(self, lines: list[Line]) -> None:
         if self.run is None:

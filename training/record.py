@@ -1,0 +1,140 @@
+"""What a run keeps about itself: its settings, the corpora and weights that it used, and what was changed when."""
+
+import json
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data import Corpus
+from training.code_version import code_version
+from training.config import Config
+from training.init_from import Source
+from utils.errors import UserError, as_typed
+from utils.files import write_text
+
+
+@dataclass(frozen=True)
+class UsedCorpus:
+    """An entry of RUN_DIR/corpus.json: the corpus of a run from a step on."""
+
+    from_step: int
+    """finished steps when the run began to use it"""
+    name: str
+    source: str
+    sizes: dict[str, int]
+    """bytes of each split"""
+    sha256: dict[str, str]
+    """checksum of each split, in hex"""
+
+    def __post_init__(self):
+        if not isinstance(self.sha256, dict):
+            raise TypeError("sha256 is no dict")
+
+
+@dataclass(frozen=True)
+class Change:
+    """An entry of RUN_DIR/changes.json: a setting that a resume changed."""
+
+    step: int
+    """finished steps when it changed"""
+    setting: str
+    old: Any
+    new: Any
+
+    def __str__(self) -> str:
+        return f"{self.setting}: {as_typed(self.old)} -> {as_typed(self.new)}"
+
+
+def read_corpora(run_dir: Path) -> list[UsedCorpus]:
+    """The corpora that a run used, the latest last; none if it is not known.
+
+    Raises:
+        UserError: if corpus.json is damaged.
+    """
+    return read_entries(run_dir / "corpus.json", UsedCorpus)
+
+
+def read_changes(run_dir: Path) -> list[Change]:
+    """All changes that resumes of a run made, in their order.
+
+    Raises:
+        UserError: if changes.json is damaged.
+    """
+    return read_entries(run_dir / "changes.json", Change)
+
+
+def read_entries(path: Path, kind: type) -> list:
+    """The objects of a dataclass in a JSON file; none if there is no file. Raises a UserError if it has others."""
+    if not path.is_file():
+        return []
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(entries, list):
+            raise TypeError("it is no list")
+        objects = [kind(**entry) for entry in entries]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); without the file, what it tells is not known") from error
+    return objects
+
+
+def write_entries(path: Path, entries: list) -> None:
+    """Write objects of a dataclass as JSON, one a paragraph."""
+    write_text(path, json.dumps([asdict(entry) for entry in entries], indent=2) + "\n")
+
+
+def changed_splits(run_dir: Path, corpus: Corpus) -> list[str]:
+    """Splits of a corpus that are not those that a run used last; none if that is not known."""
+    corpora = read_corpora(run_dir)
+    if not corpora:
+        return []
+    return [split for split, checksum in corpus.sha256.items() if corpora[-1].sha256.get(split) != checksum]
+
+
+def last_change_of_split(run_dir: Path, split: str) -> int:
+    """Finished steps of a run when a split of its corpus was last replaced by another; -1 if it never was."""
+    step = -1
+    for before, used in pairwise(read_corpora(run_dir)):
+        if used.sha256.get(split) != before.sha256.get(split):
+            step = used.from_step
+    return step
+
+
+def corpus_changes(run_dir: Path, corpus: Corpus, step: int) -> list[Change]:
+    """A change for each split that is not the one that a run used last, with the beginnings of the checksums."""
+    splits = changed_splits(run_dir, corpus)
+    before = read_corpora(run_dir)[-1].sha256 if splits else {}
+    return [
+        Change(
+            step, f"corpus.{split}", f"sha256 {before.get(split, 'none')[:12]}", f"sha256 {corpus.sha256[split][:12]}"
+        )
+        for split in splits
+    ]
+
+
+def write_record(config: Config, corpus: Corpus, source: Source | None, changes: list[Change], step: int) -> None:
+    """Write what the run uses from a step on. config.yaml comes last: the next resume is compared with it.
+
+    Args:
+        source: the model that the run begins from, if it begins from one now.
+        changes: what this resume changes.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    run_dir = config.folder
+
+    corpora = read_corpora(run_dir) if config.resume else []
+    if not corpora or changed_splits(run_dir, corpus):
+        used = UsedCorpus(step, corpus.name, corpus.source, corpus.sizes, corpus.sha256)
+        write_entries(run_dir / "corpus.json", [*corpora, used])
+
+    if changes:
+        write_entries(run_dir / "changes.json", [*read_changes(run_dir), *changes])
+    if source is not None:
+        write_text(run_dir / "init_from.json", json.dumps(source.to_dict(), indent=2) + "\n")
+
+    settings = yaml.safe_dump(config.to_dict(), sort_keys=False)
+    write_text(run_dir / "config.yaml", f"# code version {code_version()}\n{settings}")
