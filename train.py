@@ -4,6 +4,7 @@ Every setting is also a flag (`--model.depth=6 --train.max_steps=200`); `--help`
 run that was stopped. Everything a run writes is in its run directory, apart from unpacked corpora.
 """
 
+from contextlib import ExitStack
 from math import isfinite
 
 import torch
@@ -28,9 +29,8 @@ from utils.files import write_text
 
 def main(argv: list[str] | None = None) -> None:
     config = load_config(argv)
-
-    # -- check the machine, the run directory, the dashboards and the data, before anything is written
-    with user_errors():
+    with ExitStack() as held, user_errors():
+        # -- check the machine, the run directory, the dashboards and the data, before anything is written
         accelerator = build_accelerator(config)
         with main_process_first(accelerator):
             if accelerator.is_main_process:
@@ -38,18 +38,18 @@ def main(argv: list[str] | None = None) -> None:
             trackers = Trackers(config, accelerator.is_main_process)
             corpus = open_corpus(config.data, config.model.seq_len)
             lock = open_run_dir(config, accelerator.process_index)
+            held.callback(lock.release)
             if accelerator.is_main_process:
                 check_corpus(config, corpus)
 
-    # -- train
-    with user_errors(), run_errors(config.folder):
-        run = start_run(config, accelerator, corpus, trackers)
-        train(run)
+        # -- train
+        with run_errors(config.folder):
+            run = start_run(config, accelerator, corpus, trackers)
+            train(run)
 
-    # -- how it ended
-    if accelerator.is_main_process:
-        print_summary(config, run.state, run.bytes_per_step, trackers.locations)
-    lock.release()
+        # -- how it ended
+        if accelerator.is_main_process:
+            print_summary(config, run.state, run.bytes_per_step, trackers.locations)
     run.stop_signal.exit_if_received()
 
 

@@ -34,3 +34,9 @@ def weights(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """What each file of a run holds, by its path, except for the locks."""
+    files = [path for path in folder.rglob("*") if path.is_file() and ".locks" not in path.parts]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}

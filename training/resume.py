@@ -65,6 +65,7 @@ ON_RESUME: dict[str, str | None] = {
     "data.head": FREE,
     "data.subset": FREE,
     "data.column": FREE,
+    "data.max_bytes": FREE,
     "data.cache_dir": FREE,
     # training: all that the next step reads anew; batch_size × accumulation × processes must stay, which
     # `load_checkpoint` checks

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from model import HierarchicalTransformer, ModelConfig
-from tests.runs import checkpoints, losses, metrics, weights
+from tests.runs import checkpoints, content, losses, metrics, weights
 from training.checkpoints import read_state
 from training.config import Config
 from training.record import Change, read_changes, read_corpora
@@ -127,13 +127,13 @@ class TestSettings:
         assert not any(line.startswith("changed ") for line in train_here(copy, "--resume"))
 
     def test_a_resume_that_is_refused_leaves_the_run_as_it_was(self, copy, workplace, train_here, capsys):
-        files = {path: path.read_bytes() for path in (workplace / copy).rglob("*") if path.is_file()}
+        before = content(workplace / copy)
         resume = (train_here, capsys, copy, "--resume", "--train.max_steps=20")
         assert "sequences per step" in refused(*resume, "--train.batch_size=2")[-1]
         assert "model.dim: got 32" in refused(*resume, "--model.dim=32")[-1]
         (line,) = refused(*resume[:-1], "--train.max_steps=11")
         assert line.startswith("error: train.max_steps: got 11, allowed: at least 12")
-        assert {path: path.read_bytes() for path in (workplace / copy).rglob("*") if path.is_file()} == files
+        assert content(workplace / copy) == before
 
     def test_what_neither_a_flag_nor_the_config_names_stays(self, copy, workplace, train_here):
         run = workplace / copy

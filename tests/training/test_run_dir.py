@@ -8,16 +8,17 @@ from typing import ClassVar
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 import evaluate
 import generate
 import plot
 import train as training_script
-from tests.runs import checkpoints, losses, metrics
+from tests.runs import checkpoints, content, losses, metrics
 from training.checkpoints import MANIFEST, STATE
 from training.config import Config
-from training.run_dir import open_run_dir, write_settings
+from training.run_dir import open_run_dir
 from utils.errors import UserError
 from utils.files import sha256
 from utils.locks import try_lock
@@ -66,12 +67,6 @@ def resume(run_dir: Path, *flags: str) -> tuple:
     return (training_script.main, "--run_dir", run_dir, "--resume", *flags)
 
 
-def content(folder: Path) -> dict[str, bytes]:
-    """All files but those of locks."""
-    files = [path for path in folder.rglob("*") if path.is_file() and ".locks" not in path.parts]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
-
-
 def mend(checkpoint: Path) -> None:
     """Write the checksums of the files that are there."""
     checksums = {path.name: sha256(path) for path in checkpoint.iterdir() if path.name != MANIFEST}
@@ -101,7 +96,7 @@ class TestLock:
         config = Config(run_dir=str(tmp_path))
         open_run_dir(config, 0).release()
         open_run_dir(config, 0).release()  # it has written nothing that counts
-        write_settings(config)
+        (config.folder / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
         with pytest.raises(UserError, match="already holds a run"):
             open_run_dir(config, 0)
 
