@@ -18,7 +18,7 @@ from training.monitor import SpeedMeter, watch_activations
 from training.optimizer import build_optimizer
 from training.parallel import prepare
 from training.progress import Progress
-from training.record import changed_splits, read_changes, write_record
+from training.record import last_change_of_split, read_changes, write_record
 from training.resume import find_changes, own_settings
 from training.speed import flops_per_byte
 from training.step import StepResult, Trainer
@@ -132,16 +132,17 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
                 raise UserError(Mistake("train.max_steps", config.train.max_steps, allowed))
         accelerator.print(f"resuming from {checkpoint}")
 
-    # -- what is not as it was before the resume; scores of another validation split do not compare
-    if config.resume and "valid" in changed_splits(config.folder, corpus):
-        state.best_bits_per_byte = inf
-    accelerator.wait_for_everyone()  # all have read what the main process now replaces
+    # -- what the run uses from here on, and what is not as it was before a resume
     changes = []
     if accelerator.is_main_process:
-        if config.resume:
-            changes = find_changes(config, corpus, state.step)
-        print_beginning(config, source, changes)
-        write_record(config, corpus, source, changes, state.step)
+        with user_errors():
+            if config.resume:
+                changes = find_changes(config, corpus, state.step)
+            print_beginning(config, source, changes)
+            write_record(config, corpus, source, changes, state.step)
+    accelerator.wait_for_everyone()
+    if last_change_of_split(config.folder, "valid") >= state.step:
+        state.best_bits_per_byte = inf  # scores on another split do not compare
 
     # -- the trackers, and then Ctrl-C, for which wandb may set a handler as well
     trackers.start(state)
@@ -150,9 +151,8 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
     if changes:
         trackers.log_changes(read_changes(config.folder))
         if trackers.last_logged_step > state.step:
-            print(
-                f"metrics     of steps {state.step + 1:,} to {trackers.last_logged_step:,} stay as before the changes"
-            )
+            steps = f"{state.step + 1:,} to {trackers.last_logged_step:,}"
+            print(f"metrics     of steps {steps} stay as they were before the changes")
     trainer.stop_signal = stop_signal = StopSignal()
     return Run(
         config=config,
