@@ -104,14 +104,12 @@ def last_change_of_split(run_dir: Path, split: str) -> int:
 
 def corpus_changes(run_dir: Path, corpus: Corpus, step: int) -> list[Change]:
     """A change for each split that is not the one that a run used last, with the beginnings of the checksums."""
-    splits = changed_splits(run_dir, corpus)
-    before = read_corpora(run_dir)[-1].sha256 if splits else {}
-    return [
-        Change(
-            step, f"corpus.{split}", f"sha256 {before.get(split, 'none')[:12]}", f"sha256 {corpus.sha256[split][:12]}"
-        )
-        for split in splits
-    ]
+    changes = []
+    for split in changed_splits(run_dir, corpus):
+        old = read_corpora(run_dir)[-1].sha256.get(split, "none")
+        new = corpus.sha256[split]
+        changes.append(Change(step, f"corpus.{split}", f"sha256 {old[:12]}", f"sha256 {new[:12]}"))
+    return changes
 
 
 def write_record(config: Config, corpus: Corpus, source: Source | None, changes: list[Change], step: int) -> None:

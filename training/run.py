@@ -18,7 +18,7 @@ from training.monitor import SpeedMeter, watch_activations
 from training.optimizer import build_optimizer
 from training.parallel import prepare, raised_by_all
 from training.progress import Progress
-from training.record import changed_splits, read_changes, write_record
+from training.record import last_change_of_split, read_changes, write_record
 from training.resume import find_changes, own_settings
 from training.speed import flops_per_byte
 from training.step import StepResult, Trainer
@@ -146,17 +146,17 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
         accelerator.print(f"resuming from {checkpoint}")
     elif config.resume:
         accelerator.print(f"no checkpoint in {config.run_dir} yet: beginning at step 0")
-    if config.resume and "valid" in changed_splits(config.folder, corpus):
-        state.best_bits_per_byte = inf  # scores of another validation split do not compare
-    accelerator.wait_for_everyone()  # all have read what the main process now replaces
 
-    # -- what is not as it was before the resume
+    # -- what the run uses from here on, and what is not as it was before a resume
     changes = []
-    if accelerator.is_main_process:
-        if config.resume:
-            changes = find_changes(config, corpus, state.step)
-        print_beginning(config, source, changes)
-        write_record(config, corpus, source, changes, state.step)
+    with raised_by_all(accelerator):
+        if accelerator.is_main_process:
+            if config.resume:
+                changes = find_changes(config, corpus, state.step)
+            print_beginning(config, source, changes)
+            write_record(config, corpus, source, changes, state.step)
+    if last_change_of_split(config.folder, "valid") >= state.step:
+        state.best_bits_per_byte = inf  # scores on another split do not compare
 
     # -- the trackers, and then Ctrl-C, for which wandb may set a handler as well
     with raised_by_all(accelerator):
@@ -166,8 +166,8 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
     if changes:
         trackers.log_changes(read_changes(config.folder))
         if trackers.last_logged_step > state.step:
-            steps = f"steps {state.step + 1:,} to {trackers.last_logged_step:,}"
-            print(f"metrics     of {steps} stay as before the changes")
+            steps = f"{state.step + 1:,} to {trackers.last_logged_step:,}"
+            print(f"metrics     of steps {steps} stay as they were before the changes")
     trainer.stop_signal = stop_signal = StopSignal()
     return Run(
         config=config,

@@ -43,7 +43,7 @@ def source(tmp_path):
 
 
 def test_a_run_begins_with_the_weights_and_the_model_settings_of_another(whole, begin):
-    run_dir, said = begin("tuned", whole)
+    run_dir, said = begin("init-tuned", whole)
     first = checkpoints(run_dir)[0]
     assert same(load_file(first / "model.safetensors"), load_file(whole / "model" / "model.safetensors"))
     assert torch.load(first / "optimizer.bin")["state"] == {}
@@ -69,14 +69,14 @@ def test_a_run_begins_with_the_weights_and_the_model_settings_of_another(whole, 
 
 
 def test_the_source_stays_the_best_model_when_training_only_makes_it_worse(whole, begin):
-    run_dir, said = begin("worse", whole, "--train.learning_rate=3", "--train.warmup_steps=0")
+    run_dir, said = begin("init-worse", whole, "--train.learning_rate=3", "--train.warmup_steps=0")
     assert same(load_file(run_dir / "model" / "model.safetensors"), load_file(whole / "model" / "model.safetensors"))
     assert any(line.startswith("best ") and line.endswith("at step 0") for line in said)
 
 
 def test_given_settings_replace_those_of_the_source_and_are_said(whole, begin):
     given = ("--model.seq_len=48", "--model.window_sizes=[16,null]", "--model.dropout=0.1")
-    run_dir, said = begin("longer", whole, *given)
+    run_dir, said = begin("init-longer", whole, *given)
     assert [line for line in said if line.startswith("changed ")] == [
         "changed     model.dropout: 0.0 -> 0.1",
         "changed     model.seq_len: 32 -> 48",
@@ -87,31 +87,31 @@ def test_given_settings_replace_those_of_the_source_and_are_said(whole, begin):
 
 
 def test_a_resume_needs_the_source_no_more(whole, workplace, begin, train_here, capsys):
-    shutil.copytree(whole / "model", workplace / "lent")
-    run_dir, _ = begin("began", workplace / "lent")
-    shutil.rmtree(workplace / "lent")
-    said = train_here("began", "--resume", f"--init_from={workplace / 'lent'}", "--train.max_steps=3")
+    shutil.copytree(whole / "model", workplace / "init-lent")
+    run_dir, _ = begin("init-began", workplace / "init-lent")
+    shutil.rmtree(workplace / "init-lent")
+    said = train_here("init-began", "--resume", f"--init_from={workplace / 'init-lent'}", "--train.max_steps=3")
     assert not any(line.startswith(("weights ", "step 0")) for line in said)
     assert [line["step"] for line in metrics(run_dir)] == [0, 1, 2, 3]
     with pytest.raises(SystemExit):
-        train_here("began", "--resume", f"--init_from={whole}")
-    assert f"init_from: got {whole}, allowed: {workplace / 'lent'}, as in" in capsys.readouterr().err
+        train_here("init-began", "--resume", f"--init_from={whole}")
+    assert f"init_from: got {whole}, allowed: {workplace / 'init-lent'}, as in" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_from_the_source_again(whole, begin, train_here):
-    run_dir, _ = begin("killed-at-once", whole)
+    run_dir, _ = begin("init-killed", whole)
     ended = weights(run_dir)
     for checkpoint in checkpoints(run_dir):
         shutil.rmtree(checkpoint)
     (run_dir / "metrics.jsonl").unlink()
-    train_here("killed-at-once", "--resume")
+    train_here("init-killed", "--resume")
     assert same(weights(run_dir), ended) and [line["step"] for line in metrics(run_dir)] == [0, 1, 2]
 
 
 def test_two_sharded_processes_begin_with_the_same_weights(whole, workplace, train):
     sharded = {"launcher": LAUNCH_TWO, "ACCELERATE_USE_CPU": "true", "ACCELERATE_USE_FSDP": "true"}
     flags = (f"--init_from={whole}", "--train.max_steps=1", "--train.batch_size=2")
-    run_dir, done = train("sharded-start", *flags, **sharded)
+    run_dir, done = train("init-sharded", *flags, **sharded)
     assert done.returncode == 0, done.stderr
     score = json.loads((whole / "model" / "training.json").read_text())["validation_bits_per_byte"]
     assert metrics(run_dir)[0]["validation/bits_per_byte"] == pytest.approx(score, abs=1e-6)
@@ -212,6 +212,6 @@ class TestCommandLine:
         assert yaml.safe_load(capsys.readouterr().out)["model"]["dim"] == [16, 24]
 
     def test_it_trains_as_from_random_weights_without_it(self, whole, workplace, train_here):
-        train_here("plain")
-        assert losses(workplace / "plain") == losses(whole)
-        assert not (workplace / "plain" / "init_from.json").exists()
+        train_here("init-none")
+        assert losses(workplace / "init-none") == losses(whole)
+        assert not (workplace / "init-none" / "init_from.json").exists()

@@ -146,7 +146,7 @@ class TestSettings:
     def test_metrics_that_were_logged_under_the_old_settings_are_named(self, copy, workplace, train_here):
         shutil.rmtree(checkpoints(workplace / copy)[-1])
         said = train_here(copy, "--resume", "--train.grad_clip=0.5")
-        assert "metrics     of steps 11 to 12 stay as before the changes" in said
+        assert "metrics     of steps 11 to 12 stay as they were before the changes" in said
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -235,6 +235,12 @@ class TestCorpus:
         assert best["step"] == 8
         assert any(line.startswith("best ") and line.endswith("at step 8") for line in said)
 
+        # also if the run was killed between the resume and the next checkpoint
+        shutil.rmtree(checkpoints(run_dir)[-1])
+        shutil.rmtree(run_dir / "model")
+        train_here(name, "--resume")
+        assert json.loads((run_dir / "model" / "training.json").read_text())["step"] == 8
+
         train_here(name, "--resume", "--train.max_steps=9")  # now it is known
         assert len(read_corpora(run_dir)) == 2
 
@@ -270,6 +276,10 @@ class TestCorpus:
         for flags in ((), ("--allow_other_corpus",)):
             (line,) = refused(train_here, capsys, name, "--resume", *flags)
             assert "corpus.json cannot be read" in line
+        (workplace / name / "corpus.json").unlink()
+        (workplace / name / "changes.json").write_text("null")
+        (line,) = refused(train_here, capsys, name, "--resume", "--train.max_steps=9")
+        assert "changes.json cannot be read" in line
 
     def test_the_flag_alone_is_refused(self, train_here, capsys):
         assert refused(train_here, capsys, "alone", "--allow_other_corpus") == [
