@@ -95,7 +95,19 @@ def test_a_tar_of_before_1988_is_recognised_by_its_checksum(tmp_path):
     assert read(tmp_path / "x") == TEXT
 
 
-BEGINNINGS = [b"BZh9", b"BZh91AY&S", b"PK", b"PK\n\n", b"\x1f\x8b", b"LZIP", b"7z", b"Rar!", b"ustar", b"\xfd7zX", b"P*M"]
+BEGINNINGS = [
+    b"BZh9",
+    b"BZh91AY&S",
+    b"PK",
+    b"PK\n\n",
+    b"\x1f\x8b",
+    b"LZIP",
+    b"7z",
+    b"Rar!",
+    b"ustar",
+    b"\xfd7zX",
+    b"P*M",
+]
 
 
 @given(beginning=st.sampled_from(BEGINNINGS) | st.text(max_size=9).map(str.encode), rest=st.binary(max_size=99))
