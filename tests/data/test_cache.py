@@ -147,19 +147,20 @@ def start(read, how: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
 
 
-def test_a_process_waits_for_another_and_takes_over_when_it_is_killed(read, tmp_path):
-    writer, reader = start(read, "slowly"), start(read, "when told")
+def test_processes_wait_for_another_and_take_over_when_it_is_killed(read, tmp_path):
+    writer, *readers = (start(read, how) for how in ("slowly", "when told", "when told"))
     assert writer.stdout.readline() == "writing\n"
     (partial,) = (tmp_path / "cache").glob(".writing-*")
-    reader.stdin.write("now\n")
-    reader.stdin.flush()
-    line = reader.stderr.readline()
-    assert re.search(rf"waiting for process {writer.pid} on \S+, which is reading the same corpus", line)
-    assert reader.poll() is None and partial.exists()
+    for reader in readers:
+        reader.stdin.write("now\n")
+        reader.stdin.flush()
+        line = reader.stderr.readline()
+        assert re.search(rf"waiting for process {writer.pid} on \S+, which is reading the same corpus", line)
+    assert all(reader.poll() is None for reader in readers) and partial.exists()
 
     writer.send_signal(signal.SIGKILL)
     writer.communicate()
-    output, _ = reader.communicate(timeout=60)
-    assert bytes.fromhex(output) == TEXT
-    (folder,) = stored_in(tmp_path / "cache")
-    assert folder == read().folder
+    for reader in readers:
+        output, _ = reader.communicate(timeout=60)
+        assert bytes.fromhex(output) == TEXT
+    assert stored_in(tmp_path / "cache") == [read().folder]
