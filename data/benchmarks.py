@@ -1,6 +1,7 @@
 """enwik8 and text8, which are the same for everybody."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +45,11 @@ def read_benchmark(config: DataConfig) -> Corpus:
     """Read enwik8 or text8 from data.path, or download it."""
     known = BENCHMARKS[config.name]
     path = user_path(config.path) if config.path else _download(config.name, known.url)
+    if not os.path.isfile(path):
+        raise UserError(Mistake("data.path", path, f"a file that holds {config.name}, packed or not"))
     files = files_at({path: False}, Tally())
     if not files:
-        raise UserError(Mistake("data.path", path, f"a file that holds {config.name}, packed or not"))
+        raise UserError(f"data.path: {path} cannot be read (no permission)")
 
     def read(tally: Tally) -> Iterator[bytes]:
         stream = read_files(files, tally)

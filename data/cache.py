@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from data.config import DataConfig
@@ -22,7 +23,9 @@ WRITING = ".writing-"  # begins the names of folders that are being written
 POLL_SECONDS = 0.2
 
 
-def cached(config: DataConfig, key: list, source: str, read: Callable[[Tally], Streams]) -> Corpus:
+def cached(
+    config: DataConfig, key: list, source: str, read: Callable[[Tally], Streams], listing: Tally | None = None
+) -> Corpus:
     """The corpus that the cache holds under a key. If there is none, or it is damaged, it is read and written.
 
     One process writes it; others wait for it. A cache that may not be written can still be read.
@@ -30,7 +33,8 @@ def cached(config: DataConfig, key: list, source: str, read: Callable[[Tally], S
     Args:
         key: what the bytes depend on, apart from data.name and data.max_bytes.
         source: where the bytes come from, for people to read.
-        read: begins to read, and counts into a Tally what is read and left out.
+        read: begins to read, and counts into a Tally what is read and left out. The cache keeps these counts.
+        listing: what was left out before, when files were chosen. It may differ each time that the corpus is opened.
 
     Raises:
         UserError: if the corpus cannot be read, holds no bytes, or the cache cannot be written.
@@ -42,22 +46,28 @@ def cached(config: DataConfig, key: list, source: str, read: Callable[[Tally], S
     digest = hashlib.sha256(json.dumps([FORMAT, config.max_bytes, *key]).encode()).hexdigest()[:16]
     folder = cache / f"{config.name}-{digest}"
 
-    corpus = load_corpus(folder)
-    if corpus is not None:
-        return corpus
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _only_writer(folder):
-            corpus = load_corpus(folder)  # another process may have written it meanwhile
-            if corpus is not None:
-                return corpus
-            if folder.exists():
-                warnings.warn(f"the corpus in {folder} is damaged or incomplete: it is read again", stacklevel=2)
-            _remove_leftovers(cache)
-            tally = Tally()
-            return write_corpus(folder, _temporary(folder), config.name, source, read(tally), tally)
-    except OSError as error:
+        corpus = load_corpus(folder) or _load_or_write(folder, config.name, source, read)
+    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
         raise UserError(f"data.cache_dir: cannot write a corpus to {cache} ({error})") from error
+    if listing is None:
+        return corpus
+    left_out = listing.report().left_out + corpus.report.left_out
+    return replace(corpus, report=replace(corpus.report, left_out=left_out))
+
+
+def _load_or_write(folder: Path, name: str, source: str, read: Callable[[Tally], Streams]) -> Corpus:
+    """Write a corpus, unless another process has written it while this one waited."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with _only_writer(folder):
+        corpus = load_corpus(folder)
+        if corpus is not None:
+            return corpus
+        if folder.exists():
+            warnings.warn(f"the corpus in {folder} is damaged or incomplete: it is read again", stacklevel=4)
+        _remove_leftovers(folder.parent)
+        tally = Tally()
+        return write_corpus(folder, _temporary(folder), name, source, read(tally), tally)
 
 
 def _temporary(folder: Path) -> Path:

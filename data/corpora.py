@@ -2,7 +2,7 @@
 
 import sys
 import sysconfig
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 
 from data.benchmarks import read_benchmark
@@ -45,12 +45,11 @@ def _files(config: DataConfig) -> Corpus:
     assert config.path  # DataConfig checks it
     listing = Tally()
     files = find_files(config.path, listing)
-    corpus = cached(
-        config, ["files", fingerprint(files)], config.path, lambda tally: read_files(files, tally, config.max_bytes)
-    )
-    # The cache knows what was left out within these files. Which files are left out may be new.
-    left_out = listing.report().left_out + corpus.report.left_out
-    return replace(corpus, report=replace(corpus.report, left_out=left_out))
+
+    def read(tally: Tally) -> Iterator[bytes]:
+        return read_files(files, tally, config.max_bytes)
+
+    return cached(config, ["files", fingerprint(files)], config.path, read, listing)
 
 
 def _python(config: DataConfig) -> Corpus:
@@ -58,10 +57,12 @@ def _python(config: DataConfig) -> Corpus:
     root = Path(sysconfig.get_path("stdlib"))
     paths = [path for path in root.rglob("*.py") if NOT_LIBRARY.isdisjoint(path.relative_to(root).parts)]
     files = files_at(dict.fromkeys(paths, False), Tally())
+
+    def read(tally: Tally) -> Iterator[bytes]:
+        return read_files(files, tally, config.max_bytes)
+
     source = f"the standard library of Python {sys.version.split()[0]}"
-    return cached(
-        config, ["python", fingerprint(files)], source, lambda tally: read_files(files, tally, config.max_bytes)
-    )
+    return cached(config, ["python", fingerprint(files)], source, read)
 
 
 # By DataConfig.name. A new corpus is a function from DataConfig to Corpus, a line here, and its name in DataConfig.

@@ -2,6 +2,7 @@
 
 import functools
 import glob
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from data.cache import cached
 from data.config import DataConfig
-from data.files import find_files, fingerprint
+from data.files import File, find_files, fingerprint
 from data.report import Tally
 from data.store import SPLITS, Corpus, Streams, split_sizes
 from utils.errors import Mistake, UserError
@@ -47,16 +48,20 @@ def read_dataset(config: DataConfig) -> Corpus:
         return _load(config, path, revision)
 
     key: list = ["hub", config.path, config.subset, config.column]
+    listing = Tally()
+    files = find_files(config.path, listing) if path.exists() else []
     if path.exists():
-        key.append(fingerprint(find_files(config.path, Tally())))
+        key.append(fingerprint(files))
     elif not is_streamed:
         key.append({split: rows._fingerprint for split, rows in load().items()})
 
     def read(tally: Tally) -> Streams:
+        dataset = load()
         tally.revision = revision
-        return _streams(load(), config, tally)
+        _count_files(files, path, config.subset, tally)
+        return _streams(dataset, config, tally)
 
-    corpus = cached(config, key, config.path, read)
+    corpus = cached(config, key, config.path, read, listing)
     if revision != corpus.report.revision:
         newest = f"is now at revision {revision}" if revision else "cannot be asked for its newest revision"
         warnings.warn(
@@ -104,6 +109,23 @@ def _loader(path: Path) -> tuple[str, dict[str, Any]]:
         allowed = f"a name that ends in {', '.join(LOADERS)}, or one of these and {', '.join(sorted(PACKED))}"
         raise UserError(Mistake("data.path", path, allowed))
     return LOADERS[suffixes[-1]]
+
+
+def _count_files(files: list[File], path: Path, subset: str | None, tally: Tally) -> None:
+    """Count which files the dataset of a file or folder consists of, and which it leaves out."""
+    import datasets  # slow to import
+
+    names = [str(path)]
+    if path.is_dir():
+        data_files = datasets.load_dataset_builder(str(path), subset).config.data_files or {}
+        names = [name for split in data_files.values() for name in split]
+    taken = set(map(os.path.realpath, names))
+    for file in files:
+        if os.path.realpath(file.path) in taken:
+            tally.files += 1
+            tally.bytes += file.size
+        else:
+            tally.leave_out("file", "not part of the dataset", str(file.path), file.size)
 
 
 def _reasons(error: BaseException | None) -> str:

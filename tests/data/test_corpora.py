@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import http.server
 import lzma
-import multiprocessing
 import sysconfig
 import threading
 import zipfile
@@ -118,23 +117,6 @@ def test_a_damaged_cache_is_written_again(config, tmp_path):
     stored.write_bytes(stored.read_bytes()[:100])
     with pytest.warns(UserWarning, match=r"corpus in .* is damaged or incomplete: it is read again"):
         assert all_bytes(open_corpus(source)) == TEXT
-
-
-def _open(source, queue):
-    """Run in another process."""
-    queue.put(all_bytes(open_corpus(source)))
-
-
-def test_two_processes_can_open_the_same_corpus_at_once(config, tmp_path):
-    source = config(name="files", path=str(tmp_path / "text.txt"))
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    processes = [context.Process(target=_open, args=(source, queue)) for _ in range(2)]
-    for process in processes:
-        process.start()
-    assert [queue.get(timeout=60) for _ in processes] == [TEXT, TEXT]
-    for process in processes:
-        process.join()
 
 
 def test_a_missing_file_an_empty_file_and_no_path_are_named(config, tmp_path):

@@ -240,23 +240,6 @@ def test_a_deep_folder_is_read(folder, read):
         path = path.removesuffix("/d")
 
 
-@pytest.fixture
-def unprivileged():
-    """A folder of a user who is not root."""
-    folder = Path(tempfile.mkdtemp())
-    is_root = os.geteuid() == 0
-    if is_root:
-        os.chown(folder, 65534, -1)
-        os.seteuid(65534)
-    yield folder
-    if is_root:
-        os.seteuid(0)
-    for path in folder.rglob("*"):
-        if not path.is_symlink():
-            path.chmod(0o700)
-    shutil.rmtree(folder)
-
-
 def test_what_may_not_be_read_is_named(unprivileged):
     tree, cache = unprivileged / "tree", unprivileged / "cache"
     (tree / "locked").mkdir(parents=True)
