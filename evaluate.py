@@ -32,6 +32,7 @@ from training.parallel import build_accelerator
 from training.reading import load_settings
 from utils.errors import Mistake, UserError, reading_errors
 from utils.files import user_path
+from utils.terminal import run_program
 
 VERIFIED_BYTES = 100_000  # scored by --verify if there is no --limit, since decoding takes one forward pass per byte
 
@@ -175,4 +176,4 @@ def verify(model: HierarchicalTransformer, data: np.ndarray) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
 from types import NoneType
-from typing import Any, NoReturn, TextIO, TypeVar, Union, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_type_hints
 
 import docstring_parser
 from jsonargparse import ArgumentParser, Namespace
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from training.reading import Flag, Reading, find_actions, kind_of, split_into_flags, underscored
 from utils.errors import Mistake, UserError
+from utils.terminal import coloured, one_line
 
 T = TypeVar("T")
 
@@ -149,13 +150,6 @@ def reject(mistakes: Sequence[Mistake | str]) -> NoReturn:
 def fail(*messages: object, code: int = 2) -> NoReturn:
     """End the program with a line on stderr for each message, and an exit code: 2 if the user can fix the cause."""
     for message in messages:
-        one_line = " ".join(str(message).split())
-        tqdm.write(f"{coloured('error:', 31, sys.stderr)} {one_line}", file=sys.stderr)  # leaves a progress bar intact
+        # leaves a progress bar intact
+        tqdm.write(f"{coloured('error:', 31, sys.stderr)} {one_line(message)}", file=sys.stderr)
     sys.exit(code)
-
-
-def coloured(text: str, colour: int, stream: TextIO) -> str:
-    """Text in a colour, given as its SGR code, if the stream is a terminal and NO_COLOR is not set."""
-    if not stream.isatty() or os.environ.get("NO_COLOR"):
-        return text
-    return f"\033[1;{colour}m{text}\033[0m"

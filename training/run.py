@@ -21,6 +21,7 @@ from training.step import StepResult, Trainer
 from training.stop_signal import StopSignal
 from training.summary import print_header
 from training.trackers import Trackers
+from utils.terminal import say
 
 
 @dataclass
@@ -116,7 +117,8 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
     if checkpoint is not None:
         with user_errors():
             state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
-        accelerator.print(f"resuming from {checkpoint}")
+        if accelerator.is_main_process:
+            say(f"resuming from {checkpoint}")
 
     # -- the trackers, and then Ctrl-C, for which wandb may set a handler as well
     trackers.start(state)

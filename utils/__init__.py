@@ -3,4 +3,16 @@
 from utils.checks import is_increasing, is_number, require
 from utils.errors import Mistake, UserError
 
-__all__ = ["Mistake", "UserError", "checks", "errors", "files", "is_increasing", "is_number", "require"]
+__all__ = [
+    "Mistake",
+    "UserError",
+    "checks",
+    "compiler",
+    "errors",
+    "files",
+    "is_increasing",
+    "is_number",
+    "locks",
+    "require",
+    "terminal",
+]
