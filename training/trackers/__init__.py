@@ -4,7 +4,7 @@ A new tracker is a subclass of `Tracker` in a file here, and a line in TRACKERS.
 """
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from training.checkpoints import RunState
@@ -94,6 +94,9 @@ class Trackers:
         """Flush, and close all trackers."""
         self.flush()
         self.tell_all(lambda tracker: tracker.finish())
+        for name in self.failed:
+            with suppress(Exception):  # it was said when it failed
+                self.trackers[name].finish()
 
     def tell_all(self, tell: Callable[[Tracker], None]) -> None:
         """Call `tell` with each tracker that has not failed."""

@@ -2,6 +2,7 @@
 
 import os
 import shlex
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -47,13 +48,13 @@ class WandbTracker(Tracker):
 
         self.run.config.update(self.config.to_dict() | {"code_version": code_version()}, allow_val_change=True)
         define_axes(self.run)
-        self.samples = import_wandb(self.mode).Table(["step", "text"], log_mode="INCREMENTAL")
+        self.samples = import_wandb().Table(["step", "text"], log_mode="INCREMENTAL")
         self.location = f"wandb sync {shlex.quote(self.run.sync_dir)}" if self.run.offline else self.run.url
         return self.run.id
 
     def init(self, mode: Mode, run_id: str | None) -> "wandb.Run":
         """Start a run at wandb, or continue the one with this id."""
-        wandb = import_wandb(mode)
+        wandb = import_wandb()
         return wandb.init(
             project=self.config.wandb.project,
             name=self.config.wandb.name or self.config.folder.name,
@@ -82,13 +83,20 @@ class WandbTracker(Tracker):
         if self.run is None or not self.config.wandb.log_model:
             return
         metadata = {"step": step, "validation_bits_per_byte": bits_per_byte}
-        artifact = import_wandb(self.mode).Artifact(f"model-{self.run.id}", "model", metadata=metadata)
+        artifact = import_wandb().Artifact(f"model-{self.run.id}", "model", metadata=metadata)
         artifact.add_dir(str(folder))
         self.run.log_artifact(artifact, aliases=["best", f"step-{step}"])
 
     def finish(self) -> None:
-        if self.run is not None:
+        if self.run is None:
+            return
+        try:
             self.run.finish()
+        except Exception:
+            # its process is gone, which it would otherwise tell in a traceback when Python exits
+            with suppress(Exception, SystemExit):
+                import_wandb().teardown()
+            raise
 
 
 def define_axes(run: "wandb.Run") -> None:
@@ -142,19 +150,16 @@ def mode_of_environment() -> str:
 def why_not_online() -> str | None:
     """Why this machine cannot log to wandb's server, or None if it can. Waits for an answer for 10 seconds."""
     try:
-        if import_wandb("online").login(prompt=False, verify=True):
+        if import_wandb().login(prompt=False, verify=True):
             return None
     except Exception as error:  # wandb, its settings and the network raise exceptions of many kinds
         return str(error)
     return NO_KEY
 
 
-def import_wandb(mode: Mode):
-    """The module wandb, which reads WANDB_MODE: here the mode that was chosen counts.
-
-    The import takes a second, which runs without wandb need not wait for.
-    """
-    os.environ["WANDB_MODE"] = mode
+def import_wandb():
+    """The module wandb. The import takes a second, which runs without wandb need not wait for."""
+    os.environ.pop("WANDB_MODE", None)  # wandb reads it at every step, but the mode is chosen here
     import wandb
 
     return wandb
