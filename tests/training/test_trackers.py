@@ -24,6 +24,7 @@ from utils.errors import UserError
 
 KEY = "0123456789abcdef" * 3
 NO_NETWORK = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "1"}
+NO_PROXY = {"HTTPS_PROXY": "http://127.0.0.1:9", "WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "1"}
 
 
 def records(file: Path) -> list[Record]:
@@ -313,11 +314,7 @@ def wandb_environment(monkeypatch, tmp_path):
         (NO_NETWORK, "offline", "Failed to authenticate with http://127.0.0.1:9"),
         ({"WANDB_API_KEY": "short"}, "offline", "WANDB_API_KEY invalid: API key must have 40+ characters"),
         ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "nonsense"}, "offline", "Input should be a valid URL"),
-        (
-            {"HTTPS_PROXY": "http://127.0.0.1:9", "WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "1"},
-            "offline",
-            "Failed to",
-        ),
+        (NO_PROXY, "offline", "Failed to authenticate with https://"),
         ({"WANDB_MODE": "bogus"}, "offline", "WANDB_MODE: got bogus, allowed: online, offline or disabled"),
         ({"WANDB_MODE": "shared"}, "offline", "WANDB_MODE: got shared, allowed: online, offline or disabled"),
     ],
@@ -328,27 +325,24 @@ def test_auto_takes_the_mode_that_works_and_says_why_in_a_line(wandb_environment
     assert choose_mode("auto") == mode
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == (1 if warning else 0)
-    assert all(line.startswith(f"warning: wandb goes offline: {warning}") or warning in line for line in lines)
+    assert all(line.startswith("warning: wandb goes offline: ") and warning in line for line in lines)
 
 
 @pytest.mark.parametrize("variables", [NO_NETWORK, {"WANDB_API_KEY": "short"}, {}, {"WANDB_API_KEY": " "}])
-@pytest.mark.parametrize("asked_by", ["the config", "the environment"])
-def test_online_that_cannot_work_is_one_line(wandb_environment, variables, asked_by):
-    wandb_environment(
-        variables | ({"WANDB_MODE": "run"} if asked_by == "the environment" else {"WANDB_MODE": "offline"})
-    )
-    name = "WANDB_MODE" if asked_by == "the environment" else "wandb.mode"
+@pytest.mark.parametrize(
+    ("mode", "other", "name"), [("online", "offline", "wandb.mode"), ("auto", "run", "WANDB_MODE")]
+)
+def test_online_that_cannot_work_is_one_line(wandb_environment, variables, mode, other, name):
+    wandb_environment(variables | {"WANDB_MODE": other})
     with pytest.raises(UserError, match=f"^{name}: got online, allowed: auto or offline, as "):
-        choose_mode("auto" if asked_by == "the environment" else "online")
+        choose_mode(mode)
 
 
 def test_a_key_without_a_network_trains_offline(train):
     run_dir, done = train("keyed", "--wandb.mode=auto", "--train.max_steps=3", **NO_NETWORK)
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if not line.startswith("wandb: ")] == [
-        "warning: wandb goes offline: Failed to authenticate with http://127.0.0.1:9: Failed to execute API request: "
-        "the service process is busy and did not respond in time."
-    ]
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: wandb goes offline: Failed to authenticate with http://127.0.0.1:9")
     (file,) = wandb_files(run_dir)
     assert f"dashboard   wandb sync {file.parent}\n" in done.stdout
     assert [row["_step"] for row in history(run_dir) if "train/loss" in row] == [1, 2, 3]
