@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import partial
 from types import NoneType
 from typing import Any, NoReturn, TypeVar, Union, get_args, get_type_hints
 
 import docstring_parser
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_dumper
 from tqdm import tqdm
 
 from training.reading import Flag, Reading, find_actions, kind_of, split_into_flags, underscored
@@ -18,6 +20,9 @@ from utils.errors import Mistake, UserError
 from utils.terminal import coloured, one_line
 
 T = TypeVar("T")
+
+# What --print_config prints: ASCII only, so that it is the same on every terminal, and harmless.
+set_dumper("yaml", partial(yaml.safe_dump, sort_keys=False))
 
 
 class Parser(ArgumentParser):
