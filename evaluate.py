@@ -11,7 +11,6 @@ are also compressed with an entropy coder that the model drives, and decompresse
 
 import hashlib
 import json
-import os
 import sys
 import time
 from dataclasses import dataclass
@@ -35,7 +34,7 @@ from training.reading import load_settings
 from training.record import changed_splits, read_corpora
 from utils.errors import Mistake, UserError, reading_errors
 from utils.files import user_path
-from utils.terminal import say
+from utils.terminal import run_program, warn
 
 VERIFIED_BYTES = 100_000  # scored by --verify if there is no --limit, since decoding takes one forward pass per byte
 
@@ -89,6 +88,8 @@ def main(argv: list[str] | None = None) -> None:
         model = load_model(user_path(args.run_dir), args.device or str(accelerator.device))
         with main_process_first(accelerator):  # it unpacks the corpus, the others then find it unpacked
             text = read_text(args)
+        if accelerator.is_main_process:
+            warn_of_other_bytes(args.run_dir, text.source)
         data = text.data
         context = args.context or model.config.seq_len
         stride = args.stride or max(1, context // 2)
@@ -147,24 +148,23 @@ def read_text(args: Arguments) -> Text:
 
 
 def is_split_of(run_dir: Path, split: str, corpus: Corpus) -> bool | None:
-    """Whether a split has the bytes that the run had in it last, with a warning if not; None if that is not known.
+    """Whether a split has the bytes that the run had in it last; None if that is not known.
 
     Raises:
         UserError: if the run's corpus.json is damaged.
     """
-    if not read_corpora(run_dir):
-        warn(f"{run_dir} has no corpus.json, so it is not known whether the {split} split is that of its training")
-        return None
-    if split in changed_splits(run_dir, corpus):
-        warn(f"the {split} split of {corpus.source} had other bytes when {run_dir} was trained")
-        return False
-    return True
+    return split not in changed_splits(run_dir, corpus) if read_corpora(run_dir) else None
 
 
-def warn(line: str) -> None:
-    """Print a warning, on the main process of several."""
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        say(f"warning: {line}", stream=sys.stderr)
+def warn_of_other_bytes(run_dir: str, source: dict[str, str | bool | None]) -> None:
+    """Print a warning if the text is a split that is not, or perhaps not, that of the run's training."""
+    same = source.get("same_as_training", True)
+    if same is None:
+        warn(
+            f"{run_dir} has no corpus.json, so it is not known whether its training had the same {source['split']} split"
+        )
+    elif not same:
+        warn(f"the {source['split']} split had other bytes when {run_dir} was trained")
 
 
 def load_data_config(run_dir: Path) -> DataConfig:
@@ -206,4 +206,4 @@ def verify(model: HierarchicalTransformer, data: np.ndarray) -> dict:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -17,7 +17,7 @@ import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from data.text import show, to_ids, to_text
+from data.text import to_ids, to_text
 from evaluation.heatmap import byte_bits, write_heatmap
 from model import HierarchicalTransformer
 from model.generation.load import best_device, load_model
@@ -26,6 +26,7 @@ from model.generation.sampling import row_generators
 from training.command_line import parse_as, user_errors
 from utils.errors import Mistake, UserError, reading_errors
 from utils.files import user_path
+from utils.terminal import harmless, run_program
 
 
 @dataclass(frozen=True)
@@ -130,9 +131,9 @@ def print_as_generated(prompt: str, tokens: Iterator[Tensor]) -> None:
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     sys.stdout.write(prompt)
     for token in tokens:
-        sys.stdout.write(show(decoder.decode(bytes(token.tolist()))))
+        sys.stdout.write(harmless(decoder.decode(bytes(token.tolist()))))
         sys.stdout.flush()
-    print(show(decoder.decode(b"", final=True)))
+    print(harmless(decoder.decode(b"", final=True)))
 
 
 def until_stop(sample: list[int], stop_bytes: bytes) -> list[int]:
@@ -167,4 +168,4 @@ def score_file(model: HierarchicalTransformer, path: Path, args: Arguments) -> N
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -14,6 +14,7 @@ import numpy as np
 from training.command_line import Parser, user_errors
 from utils.errors import Mistake, UserError
 from utils.files import replace, user_path
+from utils.terminal import one_line, run_program, say
 
 # The palette of Okabe and Ito for colour-blind readers, with grey instead of yellow, which is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         if output.suffix not in FORMATS or not output.parent.is_dir():
             raise UserError(Mistake("output", output, f"{', '.join(FORMATS)}, in a folder that exists"))
         save(draw(runs, args.by), output)
-    print(output)
+    say(output)
 
 
 def run_names(paths: list[Path]) -> list[str]:
@@ -242,23 +243,28 @@ def format_ticks(axis, panel: str, by: str) -> None:
         axis.yaxis.set_major_formatter(EngFormatter() if panel == "speed/bytes_per_second" else plain)
 
 
+def in_legend(name: str) -> str:
+    """The name of a run as matplotlib should show it. A $ would start a formula."""
+    return one_line(name).replace("$", r"\$")
+
+
 def draw_legend(figure, scores: dict[str, Curve], looks: dict[str, tuple[str, str]]) -> None:
     """A legend of the runs with their validation scores, and a title above it."""
     from matplotlib.lines import Line2D
 
     entries = {}
     for name, (colour, marker) in looks.items():
-        text = name.replace("$", r"\$")  # a $ would start a formula
+        text = in_legend(name)
         if name in scores:
             _, values = scores[name]
             text += f": validation best {values.min():.4f}, last {values[-1]:.4f} bits per byte"
         entries[text] = Line2D([], [], color=colour, marker=marker if name in scores else "", **MARK)
 
     runs = list(looks)
-    title = "Training of " + (f"{len(runs)} runs" if len(runs) > 1 else runs[0].replace("$", r"\$"))
+    title = "Training of " + (f"{len(runs)} runs" if len(runs) > 1 else in_legend(runs[0]))
     style = {"loc": "outside upper center", "frameon": False, "title_fontsize": 13}
     figure.legend(list(entries.values()), list(entries), title=title, **style)
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -16,15 +16,17 @@ from training.checkpoints import save_best_model, save_checkpoint
 from training.command_line import user_errors
 from training.config import load_config
 from training.monitor import UpdateRatio
-from training.parallel import build_accelerator, main_process_first
+from training.parallel import build_accelerator, is_compiling, main_process_first
 from training.resume import check_corpus
 from training.run import Run, start_run
 from training.run_dir import Diverged, check_run_dir, open_run_dir, run_errors
 from training.step import train_step
 from training.summary import human, model_card, print_summary
 from training.trackers import Trackers
+from utils.compiler import check_compiler
 from utils.errors import UserError
 from utils.files import write_text
+from utils.terminal import go_on_without_output, run_program
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,6 +34,8 @@ def main(argv: list[str] | None = None) -> None:
     with ExitStack() as held, user_errors():
         # -- check the machine, the run directory, the dashboards and the data, before anything is written
         accelerator = build_accelerator(config)
+        if is_compiling(config.train):
+            check_compiler("train.compile", accelerator.device.type)
         with main_process_first(accelerator):
             if accelerator.is_main_process:
                 check_run_dir(config)
@@ -160,7 +164,7 @@ def write_sample(run: Run) -> None:
     if run.accelerator.is_main_process:
         write_text(config.folder / "samples" / f"step-{step:08d}.txt", text)
     run.trackers.log_sample(step, text)
-    run.progress.say(f"--- sample at step {step} ---\n{text}\n---")
+    run.progress.say(f"--- sample at step {step} ---", *text.split("\n"), "---")
 
 
 def sample(run: Run, length: int) -> str:
@@ -190,4 +194,4 @@ def write_checkpoint(run: Run) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main, go_on_without_output)

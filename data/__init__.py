@@ -4,7 +4,7 @@ from data.batches import batch, scoring_windows, sequence_starts, spread_windows
 from data.config import DataConfig
 from data.corpora import open_corpus
 from data.store import Corpus
-from data.text import show, to_ids, to_text
+from data.text import to_ids, to_text
 
 __all__ = [
     "Corpus",
@@ -13,7 +13,6 @@ __all__ = [
     "open_corpus",
     "scoring_windows",
     "sequence_starts",
-    "show",
     "spread_windows",
     "to_ids",
     "to_text",

@@ -1,11 +1,10 @@
 """Conversion between text and bytes."""
 
-from unicodedata import category
-
 import torch
 from torch import Tensor
 
 from utils.errors import Mistake, UserError
+from utils.terminal import harmless
 
 
 def to_ids(text: str) -> Tensor:
@@ -22,10 +21,5 @@ def to_ids(text: str) -> Tensor:
 
 
 def to_text(ids: Tensor) -> str:
-    """Bytes (n) as text for the terminal: invalid UTF-8 becomes �, and control characters become ·, as in `show`."""
-    return show(bytes(ids.tolist()).decode("utf-8", errors="replace"))
-
-
-def show(text: str) -> str:
-    """Replace the control characters of a text by ·, except tab and newline."""
-    return "".join("·" if category(c) == "Cc" and c not in "\t\n" else c for c in text)
+    """Bytes (n) as text for the terminal: invalid UTF-8 becomes �, and what is not printable ·, as in `harmless`."""
+    return harmless(bytes(ids.tolist()).decode("utf-8", errors="replace"))

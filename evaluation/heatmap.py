@@ -13,6 +13,7 @@ from evaluation.level_ablation import level_replaced_by_mean, measure_means, rem
 from model import HierarchicalTransformer
 from utils.checks import require
 from utils.files import write_text
+from utils.terminal import one_line
 
 TEMPLATE = Path(__file__).with_name("heatmap.html")
 MAX_BYTES = 100_000  # longer texts are slow in a browser
@@ -155,8 +156,8 @@ def write_heatmap(path: Path, model: HierarchicalTransformer, text: np.ndarray, 
     if len(model.predicting_levels) == 1:
         predicts_alone = f"{model.config.levels[model.predicting_levels[0]].compression}x"
     page = {
-        "run": run_dir.resolve().name,
-        "source": source.name,
+        "run": one_line(run_dir.resolve().name),
+        "source": one_line(source.name),
         "validation": validation_score(run_dir),
         "predicts_alone": predicts_alone,
         "context": model.config.seq_len,

@@ -7,11 +7,13 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from huggingface_hub.errors import EntryNotFoundError
 from yaml import YAMLError
 
+from utils.errors import UserError
+
 LIBRARY = "hierarchical-byte-transformer"
 TAGS = ["byte-level", "hierarchical-transformer"]
 
 
-class HubModel(PyTorchModelHubMixin, library_name=LIBRARY, license="mit", tags=TAGS):
+class HubModel(PyTorchModelHubMixin, library_name=LIBRARY, tags=TAGS):
     """Adds `save_pretrained`, `from_pretrained` and `push_to_hub` to a module (safetensors and config.json).
 
     A README written for a model, in `card`, is saved, loaded and pushed with the weights. Without one, the hub library
@@ -24,6 +26,20 @@ class HubModel(PyTorchModelHubMixin, library_name=LIBRARY, license="mit", tags=T
         if self.card is None:
             return super().generate_model_card(*args, **kwargs)
         return ModelCard(self.card)
+
+    def push_to_hub(self, repo_id: str, **options) -> str:
+        """Upload weights, config.json and card to USER/NAME on the hub, and return the address of the commit.
+
+        Args:
+            options: those of `PyTorchModelHubMixin.push_to_hub`.
+
+        Raises:
+            UserError: if that fails, for example without a network or a token.
+        """
+        try:
+            return super().push_to_hub(repo_id, **options)
+        except Exception as error:  # the hub's library and the network raise exceptions of many kinds
+            raise UserError(f"push_to_hub: {repo_id} cannot be pushed ({error})") from error
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, strict: bool = True, **kwargs):

@@ -95,10 +95,12 @@ class HierarchicalTransformer(nn.Module, HubModel):
                 one byte a row. Logits are those of one full pass.
 
         Raises:
-            UserError: for several bytes a row with a cache that is not empty, or a loss with a cache.
+            UserError: for ids that are no bytes or too few, for several bytes a row with a cache that is not empty, or
+                for a loss with a cache.
         """
         if return_loss and cache is not None:
             raise UserError("pass either return_loss or a cache")
+        ids = self.checked(ids, least=2 if return_loss else 1, in_range=cache is None or cache.is_empty)
         if return_loss:
             ids, labels = ids[:, :-1], ids[:, 1:]
 
@@ -111,6 +113,27 @@ class HierarchicalTransformer(nn.Module, HubModel):
         if not return_loss:
             return logits
         return self.compute_losses(logits, outputs, ids, labels)
+
+    def checked(self, ids: Tensor, least: int, in_range: bool) -> Tensor:
+        """The ids as int64, from any type of whole numbers, such as the uint8 of a corpus.
+
+        Args:
+            least: the fewest bytes a row.
+            in_range: also check their values, on a CPU. A GPU would have to wait for the answer.
+
+        Raises:
+            UserError: if they do not fit.
+        """
+        is_whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+        if not is_whole or ids.ndim != 2 or len(ids) < 1 or ids.shape[1] < least:
+            got = f"{list(ids.shape)} of {ids.dtype}"
+            raise UserError(Mistake("ids", got, f"whole numbers (b n), of one row or more, each of {least} or more"))
+        ids = ids.long()
+        if in_range and ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            lowest, highest = (int(value) for value in ids.aminmax())
+            if lowest < 0 or highest >= self.config.num_tokens:
+                raise UserError(Mistake("ids", f"{lowest} to {highest}", f"0 to {self.config.num_tokens - 1}"))
+        return ids
 
     def embed_bytes(self, ids: Tensor, cache: Cache | None) -> Tensor:
         """Embeddings of ids (b n), after those of the bytes before them that a compression needs: (b c-1+n d).

@@ -12,9 +12,17 @@ import threading
 
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from data import DataConfig
+from model import HierarchicalTransformer
 from tests.conftest import ROOT
-from tests.runs import metrics
+from tests.runs import NO_GPU, metrics
+from training.config import Config
+from training.summary import in_markdown, model_card
+from utils.errors import UserError
+from utils.terminal import one_line
 
 PUSH = """
 import sys
@@ -129,3 +137,56 @@ def test_a_model_and_its_card_are_pushed_to_the_hub_and_loaded_back(whole, hub, 
 
     for name, content in hub.files.items():  # the card, the configuration and the weights, bit for bit
         assert content == (whole / "model" / name).read_bytes() == (tmp_path / "back" / name).read_bytes(), name
+
+
+def test_a_push_without_a_network_is_a_clear_error():
+    model = HierarchicalTransformer(dim=8, depth=1, heads=2, dim_head=4, seq_len=16, hierarchies=(1,))
+    with pytest.raises(UserError, match=r"push_to_hub: someone/bytes cannot be pushed \(Cannot reach .*offline mode"):
+        model.push_to_hub("someone/bytes")
+    with pytest.raises(UserError, match="push_to_hub: a name with spaces cannot be pushed"):
+        model.push_to_hub("a name with spaces")
+
+
+def test_the_card_loads_the_weights_from_any_folder(whole, tmp_path):
+    """Its lines as they are, beside a checkout and in the folder of the weights."""
+    for file in (whole / "model").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "hierarchical-byte-transformer").symlink_to(ROOT)
+    (code,) = re.findall(r"```python\n(.*?)\n```", (tmp_path / "README.md").read_text(), re.DOTALL)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | NO_GPU
+    line = [sys.executable, "-c", f"{code}\nprint(model.training, sum(p.numel() for p in model.parameters()))"]
+    done = subprocess.run(line, cwd=tmp_path, env=environment | {"PYTHONUTF8": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    model = HierarchicalTransformer.from_pretrained(whole / "model")
+    assert done.stdout.splitlines()[-1] == f"False {sum(p.numel() for p in model.parameters())}"
+
+
+ANY_TEXT = st.text(st.characters() | st.sampled_from("`|<\\\n\r\x1b\u202e[]*_&")) | st.sampled_from(
+    ["a\n```\n# Title", "---\nlicense: mit\n---", "a\\|<script>", "````", "~~~\n", "</td>", "`", "<!--"]
+)
+
+
+@given(ANY_TEXT)
+def test_text_of_others_has_no_meaning_in_a_card(text):
+    written = in_markdown(text)
+    assert re.sub(r"\\(.)", r"\1", written) == one_line(text)
+    assert not set(re.sub(r"\\.", "", written)) & set("\\`|<>&*_[]\n\r\x1b\u202e")
+
+
+@settings(max_examples=40)
+@given(ANY_TEXT, ANY_TEXT)
+def test_a_card_has_its_parts_whatever_the_names_are(path, run_dir):
+    config = Config(run_dir=run_dir, data=DataConfig(name="files", path=path or "a"))
+    card = model_card(config, path, 5, 1.25)
+    assert not set(card) & set("\r\x1b\u202e")
+    _, front, rest = card.split("---\n", 2)
+    assert yaml.safe_load(front).keys() == {"library_name", "tags"}  # no license for weights of somebody's own text
+
+    # the settings, up to the first line that ends the block in Markdown, which is the last line
+    text, fence, after = re.split(r"^(`{3,})yaml\n", rest, flags=re.MULTILINE)
+    block = re.split(rf"^ {{0,3}}{fence}`*[ \t]*$", after, flags=re.MULTILINE)
+    assert len(block) == 2 and block[1] == "\n"
+    assert yaml.safe_load(block[0]) == config.to_dict()
+    assert len(re.findall(r"^#", text, re.MULTILINE)) == 1
+    row = next(line for line in text.split("\n") if line.startswith("| data |"))
+    assert re.sub(r"\\.", "", row).count("|") == 3

@@ -6,17 +6,23 @@ import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
+from functools import partial
 from types import NoneType
-from typing import Any, NoReturn, TextIO, TypeVar, Union, get_args, get_type_hints
+from typing import Any, NoReturn, TypeVar, Union, get_args, get_type_hints
 
 import docstring_parser
-from jsonargparse import ArgumentParser, Namespace
+import yaml
+from jsonargparse import ArgumentParser, Namespace, set_dumper
 from tqdm import tqdm
 
 from training.reading import Flag, Reading, find_actions, kind_of, split_into_flags, underscored
 from utils.errors import Mistake, UserError
+from utils.terminal import coloured, one_line
 
 T = TypeVar("T")
+
+# What --print_config prints: ASCII only, so that it is the same on every terminal, and harmless.
+set_dumper("yaml", partial(yaml.safe_dump, sort_keys=False))
 
 
 class Parser(ArgumentParser):
@@ -165,8 +171,8 @@ def reject(mistakes: Sequence[object], code: int = 2) -> NoReturn:
 def fail(*messages: object, code: int = 2) -> NoReturn:
     """End the program with a line on stderr for each message, and an exit code: 2 if the user can fix the cause."""
     for message in messages:
-        one_line = " ".join(str(message).split())
-        tqdm.write(f"{coloured('error:', 31, sys.stderr)} {one_line}", file=sys.stderr)  # leaves a progress bar intact
+        # leaves a progress bar intact
+        tqdm.write(f"{coloured('error:', 31, sys.stderr)} {one_line(message)}", file=sys.stderr)
     if messages and is_launched():
         tqdm.write("a traceback that follows is the launcher's, and says nothing more", file=sys.stderr)
     sys.exit(code)
@@ -175,10 +181,3 @@ def fail(*messages: object, code: int = 2) -> NoReturn:
 def is_launched() -> bool:
     """Whether `accelerate launch` or torchrun started this program. They add a traceback when it ends with an error."""
     return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
-
-
-def coloured(text: str, colour: int, stream: TextIO) -> str:
-    """Text in a colour, given as its SGR code, if the stream is a terminal and NO_COLOR is not set."""
-    if not stream.isatty() or os.environ.get("NO_COLOR"):
-        return text
-    return f"\033[1;{colour}m{text}\033[0m"

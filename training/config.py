@@ -117,7 +117,7 @@ class WandbConfig:
     """Logging to Weights & Biases, if train.trackers names it."""
 
     mode: Literal["auto", "online", "offline", "disabled"] = "auto"
-    """auto = online if there is an API key, else offline (upload later with `wandb sync`); disabled = no wandb"""
+    """auto = online with an API key that works, else offline (upload later with `wandb sync`); disabled = no wandb"""
     project: str = "hierarchical-bytes"
     """wandb project"""
     name: str | None = None

@@ -144,9 +144,8 @@ def prepare(
     accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Model and optimizer, ready to train: compiled, checkpointed and sharded as configured. Names of weights stay."""
-    compiling = config.compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
     draw_dropout_in_bulk(model)
-    wrap_blocks(model, compiling, config.activation_checkpointing)
+    wrap_blocks(model, is_compiling(config), config.activation_checkpointing)
 
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if sharded and accelerator.native_amp:
@@ -155,6 +154,11 @@ def prepare(
     if sharded:
         create_optimizer_state(model, optimizer)
     return model, optimizer
+
+
+def is_compiling(config: TrainConfig) -> bool:
+    """Whether the config or `accelerate launch` asks for compiled blocks."""
+    return config.compile or os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower() != "no"
 
 
 def create_optimizer_state(model: nn.Module, optimizer: AcceleratedOptimizer) -> None:

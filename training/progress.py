@@ -10,6 +10,7 @@ from statistics import fmean
 from tqdm import tqdm
 
 from training.config import TrainConfig
+from utils.terminal import say
 
 BAR = "{percentage:3.0f}% {bar} {n_fmt}/{total_fmt} steps, {elapsed}{postfix}"
 
@@ -92,11 +93,10 @@ class Progress:
         regular = self.last_step // every - self.step // every
         return regular if self.last_step % every == 0 else regular + 1
 
-    def say(self, line: str) -> None:
-        """Print a line to stdout, above the bar."""
+    def say(self, *lines: str) -> None:
+        """Print lines to stdout, above the bar."""
         if self.shown:
-            self.bar.write(line)
-            sys.stdout.flush()
+            say(*lines)
 
     def close(self) -> None:
         """Leave the bar as it is."""

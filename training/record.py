@@ -1,7 +1,7 @@
 """What a run keeps about itself: its settings, the corpora and weights that it used, and what was changed when."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ class UsedCorpus:
     """bytes of each split"""
     sha256: dict[str, str]
     """checksum of each split, in hex"""
+    report: dict[str, Any] = field(default_factory=dict)
+    """what was read of it and what was left out, as in `CorpusReport`"""
 
     def __post_init__(self):
         if not isinstance(self.sha256, dict):
@@ -126,7 +128,7 @@ def write_record(config: Config, corpus: Corpus, source: Source | None, changes:
 
     corpora = read_corpora(run_dir) if config.resume else []
     if not corpora or changed_splits(run_dir, corpus):
-        used = UsedCorpus(step, corpus.name, corpus.source, corpus.sizes, corpus.sha256)
+        used = UsedCorpus(step, corpus.name, corpus.source, corpus.sizes, corpus.sha256, corpus.report.to_dict())
         write_entries(run_dir / "corpus.json", [*corpora, used])
 
     if changes:

@@ -26,6 +26,7 @@ from training.stop_signal import StopSignal
 from training.summary import print_beginning, print_header
 from training.trackers import Trackers
 from utils.errors import Mistake, UserError
+from utils.terminal import say
 
 
 @dataclass
@@ -143,9 +144,12 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
         with raised_by_all(accelerator), own_settings(optimizer):
             state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
             check_max_steps(config, state, checkpoint)
-        accelerator.print(f"resuming from {checkpoint}")
-    elif config.resume:
-        accelerator.print(f"no checkpoint in {config.run_dir} yet: beginning at step 0")
+    if config.resume and accelerator.is_main_process:
+        say(
+            f"resuming from {checkpoint}"
+            if checkpoint
+            else f"no checkpoint in {config.run_dir} yet: beginning at step 0"
+        )
 
     # -- what the run uses from here on, and what is not as it was before a resume
     changes = []
@@ -167,7 +171,7 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
         trackers.log_changes(read_changes(config.folder))
         if trackers.last_logged_step > state.step:
             steps = f"{state.step + 1:,} to {trackers.last_logged_step:,}"
-            print(f"metrics     of steps {steps} stay as they were before the changes")
+            say(f"metrics     of steps {steps} stay as they were before the changes")
     trainer.stop_signal = stop_signal = StopSignal()
     return Run(
         config=config,

@@ -1,6 +1,7 @@
 """What train.py prints about a run: a header before it, a summary after it, and the best model's card."""
 
 import json
+import re
 import shlex
 import sys
 from datetime import timedelta
@@ -12,12 +13,11 @@ from torch import nn
 from data import Corpus
 from model import Attend, HierarchicalTransformer, ModelConfig
 from training.checkpoints import RunState
-from training.command_line import coloured
 from training.config import Config
 from training.init_from import Source, differences
 from training.record import Change, last_change_of_split, read_corpora
 from training.step import Trainer
-from utils.terminal import say
+from utils.terminal import coloured, one_line, say
 
 
 def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float) -> None:
@@ -31,18 +31,21 @@ def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float)
     in_float32 = accelerator.mixed_precision == "no"
     dtype = torch.float32 if in_float32 else torch.bfloat16  # the backends are the same in float16
     sizes = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
+    checksums = ", ".join(f"{name} {checksum[:12]}" for name, checksum in corpus.sha256.items())
     parameters = count_parameters(accelerator.unwrap_model(trainer.model))
     parts = ", ".join(f"{name} {size:,}" for name, size in parameters.items())
     backends = attention_backends(config.model, accelerator.device.type, dtype)
     batch = f"{trainer.global_batch_size} × {config.model.seq_len} bytes"
 
-    print(f"device      {accelerator.device}, {processes} process(es), {threads} threads")
-    print(f"precision   {'float32' if in_float32 else accelerator.mixed_precision}")
-    print(f"corpus      {corpus.name}: {sizes} bytes, from {corpus.source}")
-    print(f"parameters  {sum(parameters.values()):,}: {parts}")
-    print(f"attention   {backends}")
-    print(f"compute     {human(3 * flops)}FLOPs to train on a byte ({human(flops)}FLOPs forward)")
-    print(f"run         {config.train.max_steps:,} steps of {batch}, in {config.run_dir}")
+    say(f"device      {accelerator.device}, {processes} process(es), {threads} threads")
+    say(f"precision   {'float32' if in_float32 else accelerator.mixed_precision}")
+    say(f"corpus      {corpus.name}: {sizes} bytes, from {corpus.source}")
+    for line in (f"sha256 {checksums}", *corpus.report.lines()):
+        say(f"            {line}")
+    say(f"parameters  {sum(parameters.values()):,}: {parts}")
+    say(f"attention   {backends}")
+    say(f"compute     {human(3 * flops)}FLOPs to train on a byte ({human(flops)}FLOPs forward)")
+    say(f"run         {config.train.max_steps:,} steps of {batch}, in {config.run_dir}")
 
 
 def print_beginning(config: Config, source: Source | None, changes: list[Change]) -> None:
@@ -75,16 +78,16 @@ def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboar
         best = min(scores, key=lambda step: scores[step])
         score = coloured(f"{scores[best]:.4f} bits per byte", 32, sys.stdout)
         print(f"best        {score} of the validation split, at step {best:,}")
-    print(f"trained     {state.step:,} of {config.train.max_steps:,} steps, {trained_bytes:,} bytes")
-    print(f"time        {timedelta(seconds=round(state.seconds))}, {trained_bytes / state.seconds:,.0f} bytes/s")
+    say(f"trained     {state.step:,} of {config.train.max_steps:,} steps, {trained_bytes:,} bytes")
+    say(f"time        {timedelta(seconds=round(state.seconds))}, {trained_bytes / state.seconds:,.0f} bytes/s")
     for dashboard in dashboards or []:
-        print(f"dashboard   {dashboard}")
+        say(f"dashboard   {dashboard}")
     if (run_dir / "model").is_dir():
-        print(f"model       {run_dir / 'model'}")
-        print(f'sample with python generate.py {quoted_run_dir} --prompt "The "')
-        print(f"score with  python evaluate.py {quoted_run_dir} --split test")
+        say(f"model       {run_dir / 'model'}")
+        say(f'sample with python generate.py {quoted_run_dir} --prompt "The "')
+        say(f"score with  python evaluate.py {quoted_run_dir} --split test")
     if state.step < config.train.max_steps:
-        print(f"resume with accelerate launch train.py --run_dir {quoted_run_dir} --resume")
+        say(f"resume with accelerate launch train.py --run_dir {quoted_run_dir} --resume")
 
 
 def validation_scores(config: Config) -> dict[int, float]:
@@ -129,8 +132,10 @@ def attention_backends(config: ModelConfig, device: str, dtype: torch.dtype) -> 
 
 def model_card(config: Config, source: str, step: int, score: float) -> str:
     """A README for the weights of a step, with their validation score in bits per byte, and how to reproduce them."""
+    settings = yaml.safe_dump(config.to_dict(), sort_keys=False).strip()
+    longest = max((len(backticks) for backticks in re.findall("`+", settings)), default=0)
+    fence = "`" * max(3, longest + 1)  # so that no setting ends the block
     return f"""---
-license: mit
 library_name: hierarchical-byte-transformer
 tags: [byte-level, hierarchical-transformer]
 ---
@@ -139,19 +144,35 @@ tags: [byte-level, hierarchical-transformer]
 
 Levels {list(config.model.per_level("hierarchies"))} of {config.model.seq_len} bytes, trained on `{config.data.name}`.
 
+To load the weights from anywhere, give the path of a checkout of the repository, and that of the folder with this file:
+
+```python
+import torch
+
+model = torch.hub.load("hierarchical-byte-transformer", "trained", ".", source="local")
+
+new = model.generate(torch.tensor([list(b"The ")]), 256, min_p=0.05)
+print(bytes(new[0].tolist()).decode(errors="replace"))
+```
+
 | | |
 |---|---|
-| data | {config.data.name}: {source} |
+| data | {config.data.name}: {in_markdown(source)} |
 | split | validation, at most {config.train.validate_bytes:,} bytes, in windows of {config.model.seq_len} |
 | bits per byte | {score:.4f}, after step {step:,} of {config.train.max_steps:,} |
 | command | `accelerate launch train.py --config config.yaml` |
 
 `config.yaml`:
 
-```yaml
-{yaml.safe_dump(config.to_dict(), sort_keys=False).strip()}
-```
+{fence}yaml
+{settings}
+{fence}
 """
+
+
+def in_markdown(text: str) -> str:
+    """A text of others on one line of Markdown, as it is: a backslash before each character with a meaning there."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|&$~@:])", r"\\\1", one_line(text))
 
 
 def human(number: float) -> str:

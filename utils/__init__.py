@@ -7,6 +7,7 @@ __all__ = [
     "Mistake",
     "UserError",
     "checks",
+    "compiler",
     "errors",
     "files",
     "is_increasing",

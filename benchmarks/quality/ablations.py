@@ -31,6 +31,7 @@ from benchmarks.quality.trials import Entry
 from benchmarks.tables import format_table
 from training.command_line import user_errors
 from training.config import TrainConfig
+from utils.terminal import run_program
 
 BASE = SHARED | HIERARCHICAL
 # Arguments of the model, or fields of TrainConfig.
@@ -188,4 +189,4 @@ def table_row(name: str, result: dict[str, Any], base: dict[str, Any]) -> dict[s
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -39,6 +39,7 @@ from benchmarks.quality.trials import Entry
 from benchmarks.tables import format_table
 from model import ModelConfig
 from training.command_line import user_errors
+from utils.terminal import run_program
 
 BASELINE = "flat"  # the others are timed until they reach its final score
 RATES = [1e-3, 2e-3, 4e-3]  # the first learning rates to try
@@ -209,4 +210,4 @@ def seconds_until(goal: float, result: dict[str, Any]) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

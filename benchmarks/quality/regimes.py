@@ -27,6 +27,7 @@ from benchmarks.tables import format_table
 from model import ModelConfig
 from plot import save
 from training.command_line import user_errors
+from utils.terminal import run_program
 
 SHARES = (1 / 16, 1 / 4, 1)  # training times, as shares of --minutes
 PRESETS = {"flat": FLAT, "hierarchical": HIERARCHICAL}
@@ -133,4 +134,4 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -22,6 +22,7 @@ from benchmarks.tables import format_table
 from model import Attend
 from training.monitor import peak_memory
 from training.speed import synchronize
+from utils.terminal import run_program
 
 WINDOW, HEADS, DIM_HEAD = 64, 4, 64
 PATHS: dict[str, tuple[dict[str, Any], int]] = {  # arguments of Attend, and the longest length that fits in memory
@@ -113,4 +114,4 @@ def growth_exponent(measured: list[dict], quantity: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -28,6 +28,7 @@ from benchmarks.speed.timing import median, spread, time_in_turns
 from benchmarks.tables import format_table
 from model import HierarchicalTransformer
 from model.generation.prepare import prepare_for_generation
+from utils.terminal import run_program
 
 SEQ_LEN = 2048
 SHARED: dict[str, Any] = {"num_tokens": 256, "dim": 256, "depth": 4, "seq_len": SEQ_LEN, "dim_head": 64, "heads": 4}
@@ -158,4 +159,4 @@ def speed_ratios(speeds: dict[str, float]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.speed import machine_sections, model_sections
 from benchmarks.speed.options import PRECISIONS, Options
+from utils.terminal import run_program
 
 SECTIONS: dict[str, tuple[str, Callable[[Options], dict]]] = {  # name: title, and what measures and prints it
     "peak": ("what the machine can do: matrix products and memory", machine_sections.measure_peak),
@@ -86,4 +87,4 @@ def processor_name(device: str) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    run_program(main)

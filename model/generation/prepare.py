@@ -6,8 +6,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from model.generation.replay import StepRecorder, check_compiler
+from model.generation.replay import StepRecorder
 from model.transformer import HierarchicalTransformer
+from utils.compiler import check_compiler
 
 FEW_ROWS = 256  # up to here one thread for each slice is faster than all threads on one slice after another
 
@@ -44,11 +45,11 @@ def prepare_for_generation(model: HierarchicalTransformer, compiled: bool = Fals
     steps are compiled, which takes seconds at first.
 
     Raises:
-        UserError: if there is no C++ compiler to compile with.
+        UserError: if there is no C++ compiler that works to compile with.
     """
     device = next(model.parameters()).device.type
     if device == "cpu" and compiled:
-        check_compiler()
+        check_compiler("--compile", device)
     if device == "cuda" or (device == "cpu" and compiled):
         record_steps(model)
     elif device == "cpu":

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from model.generation.cache import Cache, map_tensors, tensor_slots
 from model.transformer import HierarchicalTransformer
-from utils.errors import UserError
 
 MOST_RECORDINGS = 64  # with strides such as 5, 7 and 9, all levels come round together only after 315 bytes
 
@@ -102,17 +101,6 @@ class StepRecorder:
             like: list = [torch.empty_like(t) for t in (ids.contiguous(), *state)]
             traced = make_fx(step, ONE_ROW_PRODUCTS, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
             return torch._inductor.compile(traced, like)
-
-
-def check_compiler() -> None:
-    """Raise a UserError if there is no C++ compiler for Inductor."""
-    from torch._inductor.cpp_builder import get_cpp_compiler  # the import takes a while
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        raise UserError("--compile needs a C++ compiler (g++ or $CXX)") from None
 
 
 def one_row_product(a: Tensor, b: Tensor) -> Tensor:

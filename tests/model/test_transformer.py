@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from model import HierarchicalTransformer
+from model import Cache, HierarchicalTransformer
 from tests.model.strategies import NARROW_BACKENDS, model_configs
 
 LOSSES = {
@@ -157,6 +157,7 @@ def test_a_card_is_saved_loaded_and_saved_again(tmp_path):
     model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8})
     model.save_pretrained(tmp_path / "generic")
     assert "hierarchical-byte-transformer" in (tmp_path / "generic/README.md").read_text()
+    assert "license" not in (tmp_path / "generic/README.md").read_text().partition("\n---\n")[0]
     model.card = "---\nlicense: mit\n---\n\nTrained on nothing at all: 8.0 bits per byte."
     model.save_pretrained(tmp_path / "one")
     HierarchicalTransformer.from_pretrained(tmp_path / "one").save_pretrained(tmp_path / "two")
@@ -229,3 +230,43 @@ def test_the_same_generator_gives_the_same_bytes():
 def test_merges_come_before_each_layer_of_a_target_and_at_the_end(config, merges):
     model = build({"dim": 8, "heads": 1, "dim_head": 4, "seq_len": 8, "hierarchies": (1, 4)} | config)
     assert [*model.merges] == list(merges)
+
+
+TYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.uint16, torch.uint32]
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@torch.no_grad()
+def test_every_type_of_whole_numbers_gives_the_same(dtype):
+    lookups = {"ngrams": (2, 3), "ngram_buckets": 64, "matches": (2,), "word_matches": (0,)}
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8, **lookups}).eval()
+    ids = torch.randint(0, 128, (2, 9))
+    assert torch.equal(model(ids.to(dtype)), model(ids))
+    assert torch.equal(model(ids.to(dtype), return_loss=True)[0], model(ids, return_loss=True)[0])
+    cache, expected = Cache(), model(ids)
+    pieces = [model(ids[:, :8].to(dtype), cache=cache), model(ids[:, 8:].to(dtype), cache=cache)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), expected)
+    assert torch.equal(model.generate(ids.to(dtype), 3, temperature=0), model.generate(ids, 3, temperature=0))
+
+
+@pytest.mark.parametrize(
+    ("ids", "return_loss", "message"),
+    [
+        (torch.zeros(1, 1, dtype=torch.long), True, r"ids: got \[1, 1\] of torch.int64, allowed: .* of 2 or more"),
+        (torch.zeros(1, 0, dtype=torch.long), True, r"ids: got \[1, 0\] of torch.int64, allowed: .* of 2 or more"),
+        (torch.zeros(1, 0, dtype=torch.long), False, r"ids: got \[1, 0\] of torch.int64, allowed: .* of 1 or more"),
+        (torch.zeros(0, 4, dtype=torch.long), False, r"ids: got \[0, 4\] of torch.int64, allowed: .* of one row"),
+        (torch.zeros(4, dtype=torch.long), False, r"ids: got \[4\] of torch.int64, allowed: whole numbers \(b n\)"),
+        (torch.zeros(1, 4, 2, dtype=torch.long), False, r"ids: got \[1, 4, 2\] of torch.int64"),
+        (torch.zeros(1, 4), False, r"ids: got \[1, 4\] of torch.float32, allowed: whole numbers"),
+        (torch.zeros(1, 4, dtype=torch.bool), False, r"ids: got \[1, 4\] of torch.bool, allowed: whole numbers"),
+        (torch.tensor([[1, 256]]), False, "ids: got 1 to 256, allowed: 0 to 255"),
+        (torch.tensor([[-1, 5]]), False, "ids: got -1 to 5, allowed: 0 to 255"),
+        (torch.tensor([[5, -100]]), True, "ids: got -100 to 5, allowed: 0 to 255"),
+    ],
+    ids=lambda value: str(list(value.shape)) if isinstance(value, torch.Tensor) else None,
+)
+def test_ids_that_are_no_bytes_are_named(ids, return_loss, message):
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8})
+    with pytest.raises(ValueError, match=message):
+        model(ids, return_loss=return_loss)

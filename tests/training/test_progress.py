@@ -9,7 +9,6 @@ import time
 import pytest
 
 from tests.conftest import ROOT
-from training.command_line import coloured
 from training.config import TrainConfig
 from training.progress import Progress
 
@@ -81,14 +80,3 @@ def read(terminal: int) -> str:
         return os.read(terminal, 65536).decode(errors="replace")
     except OSError:  # Linux raises it at the end
         return ""
-
-
-def test_colours_are_for_terminals_only_and_no_color_turns_them_off(monkeypatch, tmp_path):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    terminal, end = os.openpty()
-    with open(end, "w") as screen, open(tmp_path / "file", "w") as file:
-        assert coloured("error:", 31, screen) == "\033[1;31merror:\033[0m"
-        assert coloured("error:", 31, file) == "error:"
-        monkeypatch.setenv("NO_COLOR", "1")
-        assert coloured("error:", 31, screen) == "error:"
-    os.close(terminal)

@@ -8,16 +8,23 @@ from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 
+import psutil
 import pytest
+import wandb
 import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
 from tests.conftest import ROOT
 from tests.runs import NO_GPU, losses, metrics
 from training.checkpoints import RunState
-from training.config import Config, TrainConfig, load_config
-from training.trackers import TRACKERS, Trackers
+from training.config import Config, TrainConfig, WandbConfig, load_config
+from training.trackers import TRACKERS, Tracker, Trackers
+from training.trackers.wandb import choose_mode
 from utils.errors import UserError
+
+KEY = "0123456789abcdef" * 3
+NO_NETWORK = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "1"}
+NO_PROXY = {"HTTPS_PROXY": "http://127.0.0.1:9", "WANDB_API_KEY": KEY, "WANDB_HTTP_TIMEOUT": "1"}
 
 
 def records(file: Path) -> list[Record]:
@@ -279,3 +286,157 @@ def test_online_without_a_key_is_one_line_and_leaves_nothing_behind(tmp_path):
     )
     assert done.stderr.endswith(message) and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def wandb_environment(monkeypatch, tmp_path):
+    """Set variables for wandb, which knows no key otherwise: wandb_environment({"WANDB_MODE": …})."""
+
+    def set_only(variables: dict[str, str]) -> None:
+        for name in [*os.environ]:
+            if name.startswith("WANDB_"):
+                monkeypatch.delenv(name)
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    wandb.teardown()
+    yield set_only
+    wandb.teardown()
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode", "warning"),
+    [
+        ({}, "offline", ""),
+        ({"WANDB_MODE": "dryrun"}, "offline", ""),
+        ({"WANDB_MODE": "offline", **NO_NETWORK}, "offline", ""),
+        ({"WANDB_MODE": "disabled"}, "disabled", ""),
+        ({"WANDB_DISABLED": "true", **NO_NETWORK}, "disabled", ""),
+        ({"WANDB_DISABLED": "1"}, "disabled", ""),
+        ({"WANDB_DISABLED": "false", "WANDB_MODE": "offline"}, "offline", ""),
+        (NO_NETWORK, "offline", "Failed to authenticate with http://127.0.0.1:9"),
+        ({"WANDB_API_KEY": "short"}, "offline", "WANDB_API_KEY invalid: API key must have 40+ characters"),
+        ({"WANDB_API_KEY": KEY, "WANDB_BASE_URL": "nonsense"}, "offline", "Input should be a valid URL"),
+        (NO_PROXY, "offline", "Failed to authenticate with https://"),
+        ({"WANDB_MODE": "bogus"}, "offline", "WANDB_MODE: got bogus, allowed: online, offline or disabled"),
+        ({"WANDB_MODE": "shared"}, "offline", "WANDB_MODE: got shared, allowed: online, offline or disabled"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
+)
+def test_auto_takes_the_mode_that_works_and_says_why_in_a_line(wandb_environment, capsys, variables, mode, warning):
+    wandb_environment(variables)
+    assert choose_mode("auto") == mode
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == (1 if warning else 0)
+    assert all(line.startswith("warning: wandb goes offline: ") and warning in line for line in lines)
+
+
+@pytest.mark.parametrize("variables", [NO_NETWORK, {"WANDB_API_KEY": "short"}, {}, {"WANDB_API_KEY": " "}])
+@pytest.mark.parametrize(
+    ("mode", "other", "name"), [("online", "offline", "wandb.mode"), ("auto", "run", "WANDB_MODE")]
+)
+def test_online_that_cannot_work_is_one_line(wandb_environment, variables, mode, other, name):
+    wandb_environment(variables | {"WANDB_MODE": other})
+    with pytest.raises(UserError, match=f"^{name}: got online, allowed: auto or offline, as "):
+        choose_mode(mode)
+
+
+def test_a_key_without_a_network_trains_offline(train):
+    run_dir, done = train("keyed", "--wandb.mode=auto", "--train.max_steps=3", **NO_NETWORK)
+    assert done.returncode == 0, done.stderr
+    (warning,) = done.stderr.splitlines()
+    assert warning.startswith("warning: wandb goes offline: Failed to authenticate with http://127.0.0.1:9")
+    (file,) = wandb_files(run_dir)
+    assert f"dashboard   wandb sync {file.parent}\n" in done.stdout
+    assert [row["_step"] for row in history(run_dir) if "train/loss" in row] == [1, 2, 3]
+
+
+def offline_run(folder: Path) -> Trackers:
+    config = Config(run_dir=str(folder), train=TrainConfig(trackers=("wandb",)), wandb=WandbConfig(mode="offline"))
+    return Trackers(config, is_main_process=True)
+
+
+def test_a_run_goes_on_when_wandb_dies(wandb_environment, tmp_path, capsys):
+    wandb_environment({})
+    trackers = offline_run(tmp_path)
+    trackers.start(RunState())
+    for service in psutil.Process().children(recursive=True):
+        if "wandb" in service.name():
+            service.kill()
+            service.wait()
+    capsys.readouterr()
+    for step in range(1, 30):
+        trackers.log(step, {"train/loss": 1.0})
+        trackers.flush()
+    trackers.log_sample(29, "a sample")
+    trackers.log_model(tmp_path, 29, 1.0)
+    trackers.finish()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "socket.send" not in line]
+    assert len(lines) == 1 and lines[0].startswith("warning: wandb failed, and the run goes on without it: Connection")
+    assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 30))
+
+
+@pytest.mark.parametrize("variables", [{"WANDB_BASE_URL": "nonsense"}, {}])
+def test_a_run_goes_on_when_wandb_cannot_start(wandb_environment, tmp_path, capsys, variables):
+    wandb_environment(variables)
+    if not variables:
+        (tmp_path / "wandb").write_text("in the way of its folder")
+    trackers, state = offline_run(tmp_path), RunState()
+    trackers.start(state)
+    trackers.log(1, {"train/loss": 1.0})
+    trackers.finish()
+    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("wandb: ")]
+    assert len(lines) == 1 and lines[0].startswith("warning: wandb failed, and the run goes on without it: ")
+    assert state.tracker_ids == {} and len(metrics(tmp_path)) == 1 and trackers.locations == []
+
+
+@pytest.mark.parametrize("method", ["start", "log", "log_sample", "log_model", "finish"])
+def test_a_tracker_that_fails_is_left_alone(monkeypatch, tmp_path, capsys, method):
+    calls = []
+
+    class Broken(Tracker):
+        location = "a board"
+
+        def called(self, name):
+            calls.append(name)
+            if name == method:
+                raise RuntimeError("out of\nchalk\x1b[31m")
+
+        def start(self, run_id):
+            self.called("start")
+
+        def log(self, lines):
+            self.called("log")
+
+        def log_sample(self, step, text):
+            self.called("log_sample")
+
+        def log_model(self, folder, step, bits_per_byte):
+            self.called("log_model")
+
+        def finish(self):
+            self.called("finish")
+
+    monkeypatch.setitem(TRACKERS, "board", Broken)
+    trackers = Trackers(Config(run_dir=str(tmp_path), train=TrainConfig(trackers=("board",))), is_main_process=True)
+    trackers.start(RunState())
+    trackers.log(1, {"train/loss": 1.0})
+    trackers.log_sample(1, "a sample")
+    trackers.log_model(tmp_path, 1, 2.0)
+    trackers.finish()
+    order = ["start", "log", "log_sample", "log_model", "finish"]
+    assert calls == [*order[: order.index(method) + 1], "finish"]  # closed in any case
+    expected = "warning: board failed, and the run goes on without it: RuntimeError: out of chalk·[31m\n"
+    assert capsys.readouterr().err == expected and len(metrics(tmp_path)) == 1
+
+
+def test_metrics_that_cannot_be_written_end_the_run(tmp_path):
+    trackers = Trackers(Config(run_dir=str(tmp_path), train=TrainConfig(trackers=())), is_main_process=True)
+    trackers.start(RunState())
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    trackers.log(1, {"train/loss": 1.0})
+    with pytest.raises(IsADirectoryError):
+        trackers.flush()

@@ -3,7 +3,8 @@
 A new tracker is a subclass of `Tracker` in a file here, and a line in TRACKERS.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from training.checkpoints import RunState
@@ -14,6 +15,7 @@ from training.trackers.metrics_file import MetricsFile
 from training.trackers.trackio import TrackioTracker
 from training.trackers.wandb import WandbTracker
 from utils.errors import Mistake, UserError
+from utils.terminal import warn
 
 __all__ = ["TRACKERS", "Line", "MetricsFile", "Tracker", "Trackers"]
 
@@ -27,7 +29,8 @@ TRACKERS: dict[str, type[Tracker]] = {
 class Trackers:
     """All trackers of a run, in the order of `train.trackers` after metrics.jsonl.
 
-    Only the main process has any. The others call the same methods, and nothing happens.
+    Only the main process has any. The others call the same methods, and nothing happens. A dashboard that fails gets a
+    warning and nothing more; the run goes on, and metrics.jsonl has all that the dashboard would have had.
 
     Raises:
         UserError: on a name that TRACKERS does not have, or a tracker that cannot work. Nothing is written by then.
@@ -49,15 +52,17 @@ class Trackers:
         self.trackers: dict[str, Tracker] = {}
         if is_main_process:
             self.trackers = {name: TRACKERS[name](config) for name in names}  # a name given twice counts once
+        self.failed: set[str] = set()
         self.pending: dict[int, Line] = {}  # by step
         self.last_logged_step = -1
 
     def start(self, state: RunState) -> None:
         """Start all trackers, or continue those of the run that `state` is from, and note their ids in it."""
         for name, tracker in self.trackers.items():
-            run_id = tracker.start(state.tracker_ids.get(name))
-            if run_id is not None:
-                state.tracker_ids[name] = run_id
+            with self.going_on_without(name):
+                run_id = tracker.start(state.tracker_ids.get(name))
+                if run_id is not None:
+                    state.tracker_ids[name] = run_id
             if isinstance(tracker, MetricsFile):
                 self.last_logged_step = tracker.last_step
 
@@ -78,27 +83,44 @@ class Trackers:
         self.pending.clear()
         if not lines:
             return
-        for tracker in self.trackers.values():
-            tracker.log(lines)
+        self.tell_all(lambda tracker: tracker.log(lines))
         self.last_logged_step = lines[-1].step
 
     def log_sample(self, step: int, text: str) -> None:
         """Pass on a text that the model wrote after a step."""
         self.flush()  # wandb takes no metrics of a step after something else was logged
-        for tracker in self.trackers.values():
-            tracker.log_sample(step, text)
+        self.tell_all(lambda tracker: tracker.log_sample(step, text))
 
     def log_model(self, folder: Path, step: int, bits_per_byte: float) -> None:
         """Pass on the folder of the best model so far, with its validation score."""
         self.flush()
-        for tracker in self.trackers.values():
-            tracker.log_model(folder, step, bits_per_byte)
+        self.tell_all(lambda tracker: tracker.log_model(folder, step, bits_per_byte))
 
     def finish(self) -> None:
         """Flush, and close all trackers."""
         self.flush()
-        for tracker in self.trackers.values():
-            tracker.finish()
+        self.tell_all(lambda tracker: tracker.finish())
+        for name in self.failed:
+            with suppress(Exception):  # it was said when it failed
+                self.trackers[name].finish()
+
+    def tell_all(self, tell: Callable[[Tracker], None]) -> None:
+        """Call `tell` with each tracker that has not failed."""
+        for name, tracker in self.trackers.items():
+            if name not in self.failed:
+                with self.going_on_without(name):
+                    tell(tracker)
+
+    @contextmanager
+    def going_on_without(self, name: str) -> Generator[None]:
+        """If a dashboard fails within, warn of it and leave it alone from then on. metrics.jsonl must not fail."""
+        try:
+            yield
+        except Exception as error:  # dashboards and the network raise exceptions of many kinds
+            if name == "metrics_file":
+                raise
+            self.failed.add(name)
+            warn(f"{name} failed, and the run goes on without it: {type(error).__name__}: {error}")
 
     @property
     def locations(self) -> list[str]:

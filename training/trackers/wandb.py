@@ -2,20 +2,31 @@
 
 import os
 import shlex
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 from training.code_version import code_version
 from training.config import Config
 from training.record import Change
 from training.trackers.base import Line, Tracker
 from utils.errors import Mistake, UserError
+from utils.terminal import warn
 
 if TYPE_CHECKING:
     import wandb
 
 Mode = Literal["online", "offline", "disabled"]
+MODES: dict[str, Mode] = {
+    "online": "online",
+    "offline": "offline",
+    "disabled": "disabled",
+    # wandb's older names, in WANDB_MODE only
+    "run": "online",
+    "dryrun": "offline",
+}
+NO_KEY = "there is no API key; `wandb login` stores one"
 
 
 class WandbTracker(Tracker):
@@ -29,24 +40,32 @@ class WandbTracker(Tracker):
     def start(self, run_id: str | None) -> str | None:
         if self.mode == "disabled":
             return None
-        import wandb  # takes a second, which runs without it need not wait for
+        try:
+            self.run = self.init(self.mode, run_id)
+        except Exception as error:  # wandb raises exceptions of many kinds
+            if self.mode == "offline":
+                raise
+            warn(f"wandb goes offline: {error}")
+            self.run = self.init("offline", run_id)
 
-        settings = self.config.wandb
-        run = wandb.init(
-            project=settings.project,
-            name=settings.name or self.config.folder.name,
+        self.run.config.update(self.config.to_dict() | {"code_version": code_version()}, allow_val_change=True)
+        define_axes(self.run)
+        self.samples = import_wandb().Table(["step", "text"], log_mode="INCREMENTAL")
+        self.location = f"wandb sync {shlex.quote(self.run.sync_dir)}" if self.run.offline else self.run.url
+        return self.run.id
+
+    def init(self, mode: Mode, run_id: str | None) -> "wandb.Run":
+        """Start a run at wandb, or continue the one with this id."""
+        wandb = import_wandb()
+        return wandb.init(
+            project=self.config.wandb.project,
+            name=self.config.wandb.name or self.config.folder.name,
             dir=str(self.config.folder),
-            mode=self.mode,
+            mode=mode,
             id=run_id,
             resume="allow" if run_id else None,
             settings=wandb.Settings(quiet=True),  # train.py prints its own summary
         )
-        run.config.update(self.config.to_dict() | {"code_version": code_version()}, allow_val_change=True)
-        define_axes(run)
-        self.run = run
-        self.samples = wandb.Table(["step", "text"], log_mode="INCREMENTAL")
-        self.location = f"wandb sync {shlex.quote(run.sync_dir)}" if run.offline else run.url
-        return run.id
 
     def log_changes(self, changes: list[Change]) -> None:
         """Add the changes to the run's config, which has the settings of now."""
@@ -70,16 +89,21 @@ class WandbTracker(Tracker):
         """Upload the model as a new version of the run's artifact, if `wandb.log_model` asks for it."""
         if self.run is None or not self.config.wandb.log_model:
             return
-        import wandb
-
         metadata = {"step": step, "validation_bits_per_byte": bits_per_byte}
-        artifact = wandb.Artifact(f"model-{self.run.id}", "model", metadata=metadata)
+        artifact = import_wandb().Artifact(f"model-{self.run.id}", "model", metadata=metadata)
         artifact.add_dir(str(folder))
         self.run.log_artifact(artifact, aliases=["best", f"step-{step}"])
 
     def finish(self) -> None:
-        if self.run is not None:
+        if self.run is None:
+            return
+        try:
             self.run.finish()
+        except Exception:
+            # its process is gone, which it would otherwise tell in a traceback when Python exits
+            with suppress(Exception, SystemExit):
+                import_wandb().teardown()
+            raise
 
 
 def define_axes(run: "wandb.Run") -> None:
@@ -94,21 +118,55 @@ def define_axes(run: "wandb.Run") -> None:
 
 
 def choose_mode(mode: str) -> Mode:
-    """wandb's mode for `wandb.mode`: `auto` becomes online if an API key is found, and offline otherwise.
+    """wandb's mode for `wandb.mode`. `auto` is what the environment says, or else online if there is an API key that
+    works, or else offline. A warning says why a key does not work.
 
     Raises:
-        UserError: when online is asked for and there is no key.
+        UserError: when online is asked for by name, and cannot work.
     """
+    name = "wandb.mode"
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE", "auto")
-    if mode not in ("auto", "online"):
-        return cast(Mode, mode)  # checked by the config, or else by wandb
+        name = "WANDB_MODE"
+        mode = mode_of_environment()
+    if mode in ("offline", "disabled"):
+        return MODES[mode]
 
-    import wandb
-
-    if wandb.login(prompt=False):
+    problem = why_not_online()
+    if problem is None:
         return "online"
     if mode == "online":
-        allowed = "auto or offline, as there is no API key; `wandb login` stores one"
-        raise UserError(Mistake("wandb.mode", "online", allowed))
+        raise UserError(Mistake(name, "online", f"auto or offline, as {problem}"))
+    if problem != NO_KEY:
+        warn(f"wandb goes offline: {problem}")
     return "offline"
+
+
+def mode_of_environment() -> str:
+    """The mode that WANDB_DISABLED and WANDB_MODE name: one of MODES, or auto if they are not set."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true", "yes", "on"):
+        return "disabled"
+    mode = os.environ.get("WANDB_MODE") or "auto"
+    if mode == "auto":
+        return "auto"
+    if mode not in MODES:
+        warn(f"wandb goes offline: {Mistake('WANDB_MODE', mode, 'online, offline or disabled')}")
+        return "offline"
+    return MODES[mode]
+
+
+def why_not_online() -> str | None:
+    """Why this machine cannot log to wandb's server, or None if it can. Waits for an answer for 10 seconds."""
+    try:
+        if import_wandb().login(prompt=False, verify=True):
+            return None
+    except Exception as error:  # wandb, its settings and the network raise exceptions of many kinds
+        return str(error)
+    return NO_KEY
+
+
+def import_wandb():
+    """The module wandb. The import takes a second, which runs without wandb need not wait for."""
+    os.environ.pop("WANDB_MODE", None)  # wandb reads it at every step, but the mode is chosen here
+    import wandb
+
+    return wandb
