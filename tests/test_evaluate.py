@@ -62,7 +62,7 @@ def test_it_says_whether_the_split_is_that_of_training(workplace, train_here, ca
     for each in ("train", "valid", "test"):
         result, warned = evaluate("--split", each)
         assert result["same_as_training"] is (each != split)
-        assert (f"warning: the {each} split of {text} had other bytes when {run_dir}" in warned) == (each == split)
+        assert (f"warning: the {each} split of files had other bytes when {run_dir}" in warned) == (each == split)
 
     result, warned = evaluate("--file", str(text))
     assert "same_as_training" not in result and "warning" not in warned
