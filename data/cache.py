@@ -48,7 +48,7 @@ def cached(
 
     try:
         corpus = load_corpus(folder) or _load_or_write(folder, config.name, source, read)
-    except (OSError, NotImplementedError) as error:  # NotImplementedError: a file system without locks
+    except OSError as error:
         raise UserError(f"data.cache_dir: cannot write a corpus to {cache} ({error})") from error
     if listing is None:
         return corpus
@@ -84,7 +84,10 @@ def _lock_path(folder: Path) -> Path:
 def _only_writer(folder: Path) -> Generator[None]:
     """Be the only process that writes a corpus. If another one does, say so in a line, and wait until it ends."""
     path = _lock_path(folder)
-    lock = try_lock(path)
+    try:
+        lock = try_lock(path)
+    except NotImplementedError as error:
+        raise UserError(f"data.cache_dir: the file system of {folder.parent} has no locks ({error})") from error
     if lock is None:
         warnings.warn(f"waiting for {holder_of(path)}, which is reading the same corpus", stacklevel=4)
     while lock is None:

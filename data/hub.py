@@ -40,8 +40,9 @@ def read_dataset(config: DataConfig) -> Corpus:
     """
     assert config.path  # DataConfig checks it
     path = user_path(config.path)
+    is_local = os.path.exists(path)
     is_streamed = config.max_bytes is not None
-    revision = None if path.exists() or not is_streamed else _newest_revision(config.path)
+    revision = _newest_revision(config.path) if is_streamed and not is_local else None
 
     @functools.cache
     def load() -> dict:
@@ -49,8 +50,9 @@ def read_dataset(config: DataConfig) -> Corpus:
 
     key: list = ["hub", config.path, config.subset, config.column]
     listing = Tally()
-    files = find_files(config.path, listing) if path.exists() else []
-    if path.exists():
+    files = []
+    if is_local:
+        files = find_files(config.path, listing)
         key.append(fingerprint(files))
     elif not is_streamed:
         key.append({split: rows._fingerprint for split, rows in load().items()})
@@ -93,7 +95,8 @@ def _load(config: DataConfig, path: Path, revision: str | None) -> dict:
         if path.is_file():
             loader, options = _loader(path)
             return datasets.load_dataset(loader, data_files=glob.escape(str(path)), streaming=is_streamed, **options)
-        return datasets.load_dataset(str(config.path), config.subset, revision=revision, streaming=is_streamed)
+        name = str(path) if path.is_dir() else str(config.path)
+        return datasets.load_dataset(name, config.subset, revision=revision, streaming=is_streamed)
     except UserError:
         raise
     except Exception as error:  # the hub, the network and the loaders raise exceptions of many kinds
@@ -185,15 +188,27 @@ def _with_rows(dataset: dict, name: str) -> str:
 
 
 def _check_column(rows: Any, config: DataConfig) -> None:
-    """Raise a UserError unless a split without rows, or with a column of text or bytes."""
+    """Raise a UserError unless a split has no rows, or a column of text or bytes."""
     table = next(_tables(rows, config, batch_size=1), None)
     if table is None:
         return
     if config.column not in table.column_names:
         raise UserError(Mistake("data.column", config.column, f"one of {table.column_names}"))
+    _texts(table, config)
+
+
+def _texts(table: Any, config: DataConfig) -> Any:
+    """The column of text in an Arrow table, as bytes.
+
+    Raises:
+        UserError: if the column holds something else.
+    """
+    import pyarrow  # slow to import
+
     kind = str(table.schema.field(config.column).type)
     if kind not in ("string", "large_string", "string_view", "binary", "large_binary", "binary_view"):
         raise UserError(Mistake("data.column", f"{config.column}, which holds {kind}", "a column of text or bytes"))
+    return table[config.column].cast(pyarrow.large_binary())
 
 
 def _tables(rows: Any, config: DataConfig, batch_size: int) -> Iterator[Any]:
@@ -210,11 +225,9 @@ def _read_rows(rows: Any, config: DataConfig, split: str, limit: int | None, tal
     Args:
         limit: stop after this many bytes.
     """
-    import pyarrow  # slow to import
-
     total = 0
     for table in _tables(rows.select_columns(config.column), config, batch_size=1000):
-        for row in table[config.column].cast(pyarrow.large_binary()):
+        for row in _texts(table, config):
             text = row.as_py()
             if not text:
                 tally.leave_out_row("null" if text is None else "empty")

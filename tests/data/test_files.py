@@ -227,17 +227,17 @@ def test_a_name_with_a_newline_is_one_line(folder, read):
 
 
 def test_a_deep_folder_is_read(folder, read):
-    path = str(folder)
-    for _ in range(min(1100, os.pathconf(folder, "PC_PATH_MAX") // 2 - len(path))):  # more than Python's calls
-        path += "/d"
+    depth = min(1100, os.pathconf(folder, "PC_PATH_MAX") // 2 - len(str(folder)))  # more than Python's calls
+    paths = [f"{folder}{'/d' * i}" for i in range(1, depth)]
+    for path in paths:
         os.mkdir(path)
-    Path(path, "a.txt").write_text("aaaa")
-    assert all_bytes(read(folder)) == b"aaaa"
-
-    os.remove(f"{path}/a.txt")  # the tests' own cleaning up calls itself for each folder
-    while path != str(folder):
-        os.rmdir(path)
-        path = path.removesuffix("/d")
+    try:
+        Path(paths[-1], "a.txt").write_text("aaaa")
+        assert all_bytes(read(folder)) == b"aaaa"
+    finally:  # pytest's own cleaning up calls itself for each folder
+        os.remove(f"{paths[-1]}/a.txt")
+        for path in reversed(paths):
+            os.rmdir(path)
 
 
 def test_what_may_not_be_read_is_named(unprivileged):
