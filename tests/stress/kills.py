@@ -6,12 +6,12 @@
 Two undisturbed runs, on one process and on two, say how every disturbed one has to end. A disturbed run is killed five
 times: its launcher with all processes, its launcher alone, or one process alone. The moments are observed, not timed:
 a random step, a checkpoint or the best model half written, and for each run's first kill the corpus half written. Before
-a kill, a second train.py may start on the living run, with --resume or anew, and it always starts on the orphans of a
-launcher that was killed alone. In half of the cases the run is stopped (SIGSTOP) meanwhile, so that every file that the
+other kills, a second train.py may start on the living run, with --resume or anew, and it always starts on the orphans of
+a launcher that was killed alone. In half of the cases the run is stopped (SIGSTOP) meanwhile, so that every file that the
 second one touches is seen. After each kill the run is resumed.
 
-What must hold: the second one exits with code 2 and one line that names a process of the first; the first is not
-harmed; weights, optimizer, best model and metrics are in the end equal, bit for bit, to those of the undisturbed run;
+What must hold: the second one exits with code 2 and one line that names a process of the first (a fresh start may also
+be told that there is a run already, and that --resume continues it); the first is not harmed; weights, optimizer, best model and metrics are in the end equal, bit for bit, to those of the undisturbed run;
 no temporary file and no process is left. Races are two fresh starts at the same moment: one trains, the other is
 refused.
 """
@@ -82,22 +82,22 @@ class Plan:
     kills: list[Kill]
 
 
-def draw_plan(seed: int, number: int) -> Plan:
-    """The plan of a run: a pure function of the seed and the run's number."""
+def draw_plan(seed: int, number: int, count: int) -> Plan:
+    """The plan of a run with `count` kills: a pure function of the seed and the run's number."""
     chance = random.Random(f"{seed}-{number}")
     processes = 1 + number % 2
     kills = []
-    for i in range(KILLS_OF_A_RUN):
+    for i in range(count):
         moment = "corpus" if i == 0 else chance.choice(["step", "step", "checkpoint", "model"])
         longest = {"corpus": 0.4, "checkpoint": 0.005, "model": 0.005}
-        is_last = i == KILLS_OF_A_RUN - 1
+        is_last = i == count - 1
         kills.append(
             Kill(
                 moment=moment,
                 steps=chance.randint(0, 20),
                 delay=chance.random() * longest.get(moment, 0.0),
                 victim=chance.choice(["family", "launcher", "0", "1"][: 2 + processes]),
-                intruder=chance.choice(["fresh", "nobody"] if moment == "corpus" else ["resume", "fresh", "nobody"]),
+                intruder="nobody" if moment == "corpus" else chance.choice(["resume", "fresh", "nobody"]),
                 stopped=chance.random() < 0.5,
                 orphans=chance.choice(["end", "are killed"] if is_last else ["are killed"]),
             )
@@ -138,7 +138,7 @@ class DisturbedRun:
         self.strike(kill.victim, started)
 
         if kill.victim == "launcher":
-            if intruder is not None and members(self.mark):
+            if intruder is not None and (self.run_dir / "config.yaml").exists():
                 self.refuse(intruder, kill.stopped)
             if kill.orphans == "are killed":
                 kill_all(self.mark)
@@ -181,7 +181,7 @@ class DisturbedRun:
             before = self.files()
         pids = [process.pid for process in family]
         go(intruder)
-        code = intruder.wait(60)
+        intruder.wait(60)
         after = self.files()
         still_runs = all(is_alive(process) for process in family)
         if stopped:
@@ -192,12 +192,7 @@ class DisturbedRun:
             if stopped:
                 raise Fault(f"a process of the run ended while the second one was there\n{intruder}")
             return
-        lines = intruder.error_lines()
-        named = re.search(r"process (\d+)", lines[0]) if lines else None
-        if code != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
-            raise Fault(f"a second train.py was not refused with code 2 and one line, while {pids} were alive\n{intruder}")
-        if named is None or int(named[1]) not in pids:
-            raise Fault(f"the line names none of the processes {pids}\n{intruder}")
+        check_refusal(intruder, pids)
         if stopped and after != before:
             changed = sorted(str(path) for path, _ in set(after.items()) ^ set(before.items()))
             raise Fault(f"the second one touched {', '.join(changed)}\n{intruder}")
@@ -229,6 +224,17 @@ class DisturbedRun:
         """Check that the run ended as the undisturbed one, and left nothing else."""
         check_nothing_left(self.run_dir, self.cache)
         check_equal(self.run_dir, reference)
+
+
+def check_refusal(intruder: Started, pids: list[int]) -> None:
+    """Check that a second train.py ended with code 2 and one line that names the first one, of the given processes."""
+    lines = intruder.error_lines()
+    if intruder.wait(0) != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
+        raise Fault(f"a second train.py was not refused with code 2 and one line, while {pids} were alive\n{intruder}")
+    named = re.search(r"process (\d+)", lines[0])
+    is_told_of_a_run = "--resume" not in intruder.line and "already holds a run" in lines[0]
+    if not is_told_of_a_run and (named is None or int(named[1]) not in pids):
+        raise Fault(f"the line names none of the processes {pids}\n{intruder}")
 
 
 def is_alive(process: psutil.Process) -> bool:
@@ -264,9 +270,7 @@ def race(folder: Path, config: Path, reference: Path, chance: random.Random) -> 
     if sorted(codes) != [0, 2]:
         raise Fault(f"two fresh starts ended with {codes}, not one with 0 and one with 2\n{both[0]}\n{both[1]}")
     first, second = both if codes[0] == 0 else both[::-1]
-    lines = second.error_lines()
-    if len(lines) != 1 or not lines[0].startswith("error: ") or str(first.process.pid) not in lines[0]:
-        raise Fault(f"not one line that names process {first.process.pid}\n{second}")
+    check_refusal(second, [first.process.pid])
     run.check_end(reference)
 
 
@@ -289,24 +293,31 @@ def main(argv: list[str] | None = None) -> int:
         file.write((content * (TEXT_BYTES // len(content) + 1)).encode())
     config = tiny_config(folder, text)
 
-    # -- how every run has to end
+    # -- the runs, five kills each
+    plans = []
+    while sum(len(plan.kills) for plan in plans) < args.kills:
+        left = args.kills - KILLS_OF_A_RUN * len(plans)
+        plans.append(draw_plan(args.seed, len(plans), min(left, KILLS_OF_A_RUN)))
+    if args.only is not None:
+        plans = [draw_plan(args.seed, args.only, KILLS_OF_A_RUN)]
+
+    # -- how each has to end
     references = {}
-    for processes in (1, 2):
+    for processes in sorted({plan.processes for plan in plans} | ({1} if args.races else set())):
         references[processes] = train_undisturbed(folder / f"undisturbed-{processes}", config, processes)
-        report.progress(f"undisturbed run on {processes} process(es)")
+        report.passed(f"undisturbed run on {processes} process(es)", "undisturbed")
 
     # -- disturbed runs
-    planned = range(args.kills // KILLS_OF_A_RUN + (args.kills % KILLS_OF_A_RUN > 0))
-    for number in planned if args.only is None else [args.only]:
-        plan = draw_plan(args.seed, number)
-        run = DisturbedRun(folder / f"run-{number}", config, plan.processes)
-        case = f"run {number} on {plan.processes} process(es)"
+    for plan in plans:
+        run = DisturbedRun(folder / f"run-{plan.number}", config, plan.processes)
+        title = f"run {plan.number} on {plan.processes} process(es)"
+        case = title
         try:
-            for i, kill in enumerate(plan.kills[: args.kills - number * KILLS_OF_A_RUN or None]):
-                case = f"run {number} on {plan.processes} process(es), kill {i}, {kill}"
+            for i, kill in enumerate(plan.kills):
+                case = f"{title}, kill {i}, {kill}"
                 run.survive(kill)
                 report.passed(case, "survived")
-            case = f"run {number}"
+            case = title
             run.finish()
             run.check_end(references[plan.processes])
             report.passed(case, "equal in the end")
@@ -317,7 +328,7 @@ def main(argv: list[str] | None = None) -> int:
             kill_all(run.intruder_mark)
 
     # -- two fresh starts at once
-    for number in range(args.races if args.only is None else 0):
+    for number in range(args.races):
         try:
             race(folder / f"race-{number}", config, references[1], random.Random(f"{args.seed}-race-{number}"))
             report.passed(f"race {number}", "raced")
