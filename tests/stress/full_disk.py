@@ -15,8 +15,8 @@ alone. A case fills the disk, up to a number of bytes or inodes that is drawn, a
     corpus       the corpus is written to the cache
 
 What must hold: exit code 1 (2 where nothing has been trained yet), and one line on stderr that names the path and the
-reason, and from the first checkpoint on the checkpoint that is whole. Checkpoints, best model and metrics are whole,
-also after a --resume on the disk that is still full. With space again, --resume ends as an undisturbed run, bit for bit.
+reason, and the checkpoint that is whole if there is one. Checkpoints, best model and metrics are whole, also after a
+--resume on the disk that is still full. With space again, --resume ends as an undisturbed run, bit for bit.
 """
 
 import argparse

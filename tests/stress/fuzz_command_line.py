@@ -3,13 +3,14 @@
     python -m tests.stress.fuzz_command_line --minutes 5 --seed 0
     python -m tests.stress.fuzz_command_line --seed 0 --case 1234     # one case again; its files are kept
 
-A case is a command line of train.py, evaluate.py, generate.py or plot.py: flags dropped, doubled, misspelled and mixed up,
-with values that YAML, a terminal or a file system take for something else; a config file with a part of it changed, or
-none at all; a run directory with a file that is damaged, of another kind, or holds another value. It runs in a process
-of its own, as `python PROGRAM.py` does. Runs that would train for long are not started.
+A case is a command line of train.py, evaluate.py, generate.py or plot.py, and the files that it names:
+- flags are dropped, doubled, misspelled and mixed up, with values that YAML, a terminal or a file system misread;
+- a config file is changed in one place, or is none at all;
+- a file of a run directory is damaged, of another kind, or holds another value.
+It runs in a process of its own, as `python PROGRAM.py` does. Runs that would train for long are not started.
 
-What must hold: exit code 0, or 2 with only lines that begin with `error:` on stderr (warnings aside), or 1 with one such
-line; no traceback; no control or invisible characters in the output; and an end within 30 seconds and 3 GiB of memory.
+What must hold: exit code 0, or 2 with only lines that begin with `error:` on stderr (warnings aside), or 1 with one
+such line; no traceback; no control or invisible characters in the output; an end within 30 seconds and 3 GiB of memory.
 """
 
 import argparse
@@ -41,16 +42,24 @@ from tests.stress.worker import Worker
 from utils.files import sha256
 
 SECONDS = 30
-LARGEST = {"max_steps": 3, "batch_size": 64, "gradient_accumulation_steps": 4, "sample_length": 64, "validate_bytes": 10**5}
+LARGEST = {
+    "max_steps": 3,
+    "batch_size": 64,
+    "gradient_accumulation_steps": 4,
+    "sample_length": 64,
+    "validate_bytes": 10**5,
+}
 PROGRAMS = ["train.py"] * 5 + ["generate.py"] * 3 + ["evaluate.py"] * 2 + ["plot.py"] * 2
 
-VALUES = ["", " ", "~", "null", "None", "#", "# a comment", "&a", "*a", "{", "[", "]", "{}", "[]", "[[1]]", "{a: 1}", "- 1", "|", ">"]
-VALUES += ["!!python/object/apply:os.getcwd []", "!!binary aGk=", "? a", "a: b", "'", '"', "\\", "%", "@", "`", "yes", "true", "off"]
-VALUES += ["nan", ".nan", "inf", "-.inf", "1e999", "1e400", "-1", "-0", "0", "1", "2", "0.5", "1e-39", "1e-400", "0x10", "0b1", "1_000"]
-VALUES += ["1:30", "2026-11-27", "1,2", "[1, 4]", "[1, null]", "1/2", "1.", "१", "½"]
-VALUES += ["\udcff", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\u202egnp.exe", "\u200b", "a\nb", "\r", "\t", "🙂", "é", "x" * 5000]
-VALUES += ["/dev/null", "/dev/full", "/dev/zero", "/proc/self/mem", "folder", "pipe", "nowhere", "nowhere/below", "text.txt", "run", "./run"]
-VALUES += ["tiny.yaml", "run/config.yaml", "*", "run/*", "text[1].txt", "--", "-", "--seed", "auto", "cpu", "cuda", "cuda:99", "meta", "mps"]
+VALUES = ["", " ", "~", "null", "None", "#", "# a comment", "&a", "*a", "{", "[", "]", "{}", "[]", "[[1]]"]
+VALUES += ["{a: 1}", "- 1", "|", ">", "!!python/object/apply:os.getcwd []", "!!binary aGk=", "? a", "a: b", "'"]
+VALUES += ['"', "\\", "%", "@", "`", "yes", "true", "off", "nan", ".nan", "inf", "-.inf", "1e999", "1e400", "-1"]
+VALUES += ["-0", "0", "1", "2", "0.5", "1e-39", "1e-400", "0x10", "0b1", "1_000", "1:30", "2026-11-27", "1,2"]
+VALUES += ["[1, 4]", "[1, null]", "1/2", "1.", "१", "½", "\udcff", "\x1b[31mred\x1b[0m", "\x1b]0;title\x07"]
+VALUES += ["\u202egnp.exe", "\u200b", "a\nb", "\r", "\t", "🙂", "é", "x" * 5000, "/dev/null", "/dev/full"]
+VALUES += ["/dev/zero", "/proc/self/mem", "folder", "pipe", "nowhere", "nowhere/below", "text.txt", "run", "./run"]
+VALUES += ["tiny.yaml", "run/config.yaml", "*", "run/*", "text[1].txt", "--", "-", "--seed", "auto", "cpu", "cuda"]
+VALUES += ["cuda:99", "meta", "mps"]
 HUGE = ["4294967296", "99999999999999999999", "-99999999999999999999"]  # not for what would take for ever
 FLAGS = {
     "evaluate.py": ["split", "file", "limit", "context", "stride", "batch_size", "verify", "device"],
@@ -61,12 +70,15 @@ FLAGS["generate.py"] += ["num_samples", "no_cache", "score", "heatmap", "json", 
 ENDLESS = {"length", "num_samples", "max_steps"}
 
 # Config files, besides those that are a changed config.
-FILES = [b"", b"\n", b"# nothing\n", b"null\n", b"[]\n", b"- 1\n", b"text\n", b"\x00\x01\x02", b"\xff\xfe\xfd", b"\xef\xbb\xbftrain: {seed: 1}\n"]
-FILES += ["train: {seed: 1}\n".encode("utf-16"), b"train: {seed: 1}\ntrain: {seed: 2}\n", b"train: {seed: 1, seed: 2}\n"]
-FILES += [b"a: &a [1]\nb: *a\n", b"train: &t {seed: 1}\nmodel: *t\n", b"train: {<<: {seed: 1}}\n", b"a: *b\n", b"x: &x [*x]\n"]
-FILES += [b"[" * 5000, b"{a: " * 3000 + b"1" + b"}" * 3000, b"a: " * 50, b"\ttrain: 1\n", b"train:\n\tseed: 1\n", b"%YAML 9.9\n---\na: 1\n"]
-FILES += [b"--- \na: 1\n--- \nb: 2\n", b"!!python/object/apply:os.system [ls]\n", b"1: 2\n", b"null: 1\n", b"[a]: 1\n", b"? {a: 1}\n: 2\n"]
-FILES += ["\x1b[31m: 1\n".encode(), "\u202etrain: 1\n".encode(), "tr\u200bain: {seed: 1}\n".encode(), b"train: 2026-11-27\n", b"train: !!set {a, b}\n"]
+FILES = [b"", b"\n", b"# nothing\n", b"null\n", b"[]\n", b"- 1\n", b"text\n", b"\x00\x01\x02", b"\xff\xfe\xfd"]
+FILES += [b"\xef\xbb\xbftrain: {seed: 1}\n", "train: {seed: 1}\n".encode("utf-16")]
+FILES += [b"train: {seed: 1}\ntrain: {seed: 2}\n", b"train: {seed: 1, seed: 2}\n", b"a: &a [1]\nb: *a\n"]
+FILES += [b"train: &t {seed: 1}\nmodel: *t\n", b"train: {<<: {seed: 1}}\n", b"a: *b\n", b"x: &x [*x]\n"]
+FILES += [b"[" * 5000, b"{a: " * 3000 + b"1" + b"}" * 3000, b"a: " * 50, b"\ttrain: 1\n", b"train:\n\tseed: 1\n"]
+FILES += [b"%YAML 9.9\n---\na: 1\n", b"--- \na: 1\n--- \nb: 2\n", b"!!python/object/apply:os.system [ls]\n"]
+FILES += [b"1: 2\n", b"null: 1\n", b"[a]: 1\n", b"? {a: 1}\n: 2\n", b"\x1b[31m: 1\n"]
+FILES += ["\u202etrain: 1\n".encode(), "tr\u200bain: {seed: 1}\n".encode(), b"train: 2026-11-27\n"]
+FILES += [b"train: !!set {a, b}\n"]
 # Each line is ten times as long as the one before: "a billion laughs"
 LAUGHS = "a0: &a0 [ha]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 10))
 FILES += [LAUGHS.encode(), (LAUGHS + "train: *a9\n").encode(), (LAUGHS + "train: {seed: *a9}\n").encode()]
@@ -87,9 +99,10 @@ class Case:
 
 
 def prepare() -> None:
+    import matplotlib.figure  # noqa: F401
+
     import evaluate  # noqa: F401
     import generate  # noqa: F401
-    import matplotlib.figure  # noqa: F401
     import train  # noqa: F401
 
 
@@ -227,7 +240,18 @@ def flags_of(program: str) -> list[str]:
         return FLAGS[program]
     from training.config import Config
 
-    names = ["config", "run_dir", "resume", "model", "data", "train", "wandb", "help", "print_config", "print_completion"]
+    names = [
+        "config",
+        "run_dir",
+        "resume",
+        "model",
+        "data",
+        "train",
+        "wandb",
+        "help",
+        "print_config",
+        "print_completion",
+    ]
     for section, values in Config().to_dict().items():
         if isinstance(values, dict):
             names += [f"{section}.{name}" for name in values]
@@ -236,7 +260,12 @@ def flags_of(program: str) -> list[str]:
 
 def misspelled(name: str, chance: random.Random) -> str:
     index = chance.randrange(len(name))
-    options = [name[:index] + name[index + 1 :], name[:index] + name[index] + name[index:], name.upper(), name[: index + 1]]
+    options = [
+        name[:index] + name[index + 1 :],
+        name[:index] + name[index] + name[index:],
+        name.upper(),
+        name[: index + 1],
+    ]
     return chance.choice([*options, f"{name}\x1b[31m", f"\u202e{name}", f"{name}é"])
 
 
@@ -257,7 +286,11 @@ def change_config(path: Path, chance: random.Random) -> str:
     index = chance.randrange(len(lines))
     if how == "character":
         at = chance.randrange(len(text))
-        text = text[:at] + chance.choice(["\t", "\x00", "\x1b", "{", "}", "[", ":", "#", "&", "*", "é", "\u2028"]) + text[at + 1 :]
+        text = (
+            text[:at]
+            + chance.choice(["\t", "\x00", "\x1b", "{", "}", "[", ":", "#", "&", "*", "é", "\u2028"])
+            + text[at + 1 :]
+        )
     elif how == "line":
         text = "".join(lines[:index] + lines[index + 1 :])
     else:
@@ -272,7 +305,22 @@ def change_leaf(tree: Any, chance: random.Random) -> str:
         tree = inner
     how = chance.choice(["value", "value", "value", "deleted", "renamed"])
     if how == "value":
-        odd: list[Any] = [None, [], {}, "", -1, 0, 10**6, 10**30, 1e300, float("nan"), float("inf"), True, [[1]], {"a": {}}]
+        odd: list[Any] = [
+            None,
+            [],
+            {},
+            "",
+            -1,
+            0,
+            10**6,
+            10**30,
+            1e300,
+            float("nan"),
+            float("inf"),
+            True,
+            [[1]],
+            {"a": {}},
+        ]
         tree[key] = chance.choice([*odd, chance.choice(VALUES)])
         return f"{key!r} has the value {str(tree[key])[:80]!r}"
     value = tree.pop(key)
@@ -322,7 +370,19 @@ def break_file(path: Path, chance: random.Random) -> str:
         flipped[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
         path.write_bytes(flipped)
     elif how == "other content":
-        texts = [b"null", b"[]", b"{}", b'"text"', b"1", b"NaN", b'{"sha256": []}', b"[" * 100_000, b"\xff\xfe", b"{", b"\x00" * 100]
+        texts = [
+            b"null",
+            b"[]",
+            b"{}",
+            b'"text"',
+            b"1",
+            b"NaN",
+            b'{"sha256": []}',
+            b"[" * 100_000,
+            b"\xff\xfe",
+            b"{",
+            b"\x00" * 100,
+        ]
         other = chance.choice([*texts, *FILES])
         path.write_bytes(other)
         return f"is {other[:80]!r}"
@@ -355,7 +415,9 @@ def change_structured(path: Path, chance: random.Random) -> str:
     line = json.loads(lines[index])
     before = copy.deepcopy(line)
     done = change_leaf(line, chance)
-    lines[index] = chance.choice([json.dumps(line), json.dumps(line), chance.choice(["null", "[]", "1", "{}", "", "x"])])
+    lines[index] = chance.choice(
+        [json.dumps(line), json.dumps(line), chance.choice(["null", "[]", "1", "{}", "", "x"])]
+    )
     path.write_text("\n".join(lines) + "\n")
     return f"is changed in line {index + 1}: {done if line != before else 'other content'}"
 
@@ -421,7 +483,7 @@ def run_case(case: Case, worker: Worker) -> str:
     except (Fault, UnicodeDecodeError) as problem:
         result = answer.result
         shown = [f"{problem}", f"exit code {result['code']!r}"]
-        shown += [f"{name}: {ascii(result[name][-1500:].decode(errors='replace'))}" for name in ("stdout", "stderr")]
+        shown += [f"{name}: {result[name][-1500:].decode(errors='replace')!a}" for name in ("stdout", "stderr")]
         raise Fault("\n".join(shown)) from None
 
 
@@ -452,7 +514,7 @@ def main(argv: list[str] | None = None) -> int:
             line = ascii(shlex.join([case.program, *case.argv]))
             report.failed(title, f"{fault}\ncommand: {line}\nchanged: {'; '.join(case.changes) or 'nothing'}")
         if args.case is not None:
-            print(f"command: {ascii(shlex.join([case.program, *case.argv]))}, changed: {case.changes}, in {case.folder}")
+            print(f"command: {shlex.join([case.program, *case.argv])!a}, changed: {case.changes}, in {case.folder}")
             break
         shutil.rmtree(case.folder)
         number += 1

@@ -3,10 +3,11 @@
     python -m tests.stress.fuzz_readers --minutes 5 --seed 0
     python -m tests.stress.fuzz_readers --seed 0 --case 1234     # one case again; its files are kept
 
-A case is a tree of files for data.name=files (packed and nested, rightly and wrongly named, hidden, linked, forbidden,
-special, damaged, growing a thousandfold when unpacked, with names that no shell likes), or a file or folder for
-data.name=hub (nulls, numbers, lists, blank cells, other formats, packed, damaged). It is opened in a process of its own;
-then again from the cache, which is damaged in some cases.
+A case is one of two:
+- a tree of files for data.name=files: packed and nested, rightly and wrongly named, hidden, linked, forbidden, special,
+  damaged, growing a thousandfold when unpacked, with names that no shell likes;
+- a file for data.name=hub: nulls, numbers, lists, blank cells, of several formats, packed, damaged.
+It is opened in a process of its own; then again from the cache, which is damaged in some cases.
 
 What must hold: a corpus or a UserError, within a minute and 1 GiB of memory; a UserError only where a file is damaged
 or packed in a way that is not promised; a corpus holds every readable file's content exactly once, nothing else, and
@@ -45,8 +46,9 @@ from tests.stress.worker import Worker
 
 MAX_MEMORY = 1 << 30
 SECONDS = 60
-NAMES = ["data[1]", "[a-z]", "*", "?", "**", " ", "a b", "line\nbreak", "\x1b[31mred", "-rf", "#1", "~", "&a", "ü€𝄞", "x" * 200]
-NAMES += ["\udcff\udcfe", "\u202egnp", "{a,b}", "$HOME", "%s", "'", '"', "null", "Thumbs.db", "a.b.c"]
+NAMES = ["data[1]", "[a-z]", "*", "?", "**", " ", "a b", "line\nbreak", "\x1b[31mred", "-rf", "#1", "~", "&a"]
+NAMES += ["ü€𝄞", "x" * 200, "\udcff\udcfe", "\u202egnp", "{a,b}", "$HOME", "%s", "'", '"', "null", "Thumbs.db"]
+NAMES += ["a.b.c"]
 
 # A content as pieces: bytes, or a number of zeros, which may be too many to keep in memory.
 Content = tuple[bytes | int, ...]
@@ -144,7 +146,9 @@ PACK: dict[str, Callable[[bytes], bytes]] = {
 
 def zip_of(members: list[tuple[str, bytes]], chance: random.Random) -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", chance.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2])) as archive:
+    with zipfile.ZipFile(
+        file, "w", chance.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2])
+    ) as archive:
         archive.writestr("folder/", b"")
         for name, content in members:
             archive.writestr(name, content)
@@ -176,7 +180,10 @@ def bomb(kind: str, megabytes: int) -> bytes:
         return b"".join(compressor.compress(million) for _ in range(megabytes)) + compressor.flush()
     if kind == "zip":
         file = io.BytesIO()
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive, archive.open("0", "w") as member:
+        with (
+            zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive,
+            archive.open("0", "w") as member,
+        ):
             for _ in range(megabytes):
                 member.write(million)
         return file.getvalue()
@@ -516,7 +523,9 @@ def contents_of(path: Path, case: Case) -> list[File]:
     while position < len(corpus):
         fitting = [content for content in possible if begins_with(corpus, position, content)]
         if not fitting:
-            raise Fault(f"at byte {position:,} of {len(corpus):,}: {corpus[position:][:80].tobytes()!r} is no file's content")
+            raise Fault(
+                f"at byte {position:,} of {len(corpus):,}: {corpus[position:][:80].tobytes()!r} is no file's content"
+            )
         content = max(fitting, key=length_of)
         counts[content] += 1
         position += length_of(content)

@@ -5,15 +5,18 @@
 
 Two undisturbed runs, on one process and on two, say how every disturbed one has to end. A disturbed run is killed five
 times: its launcher with all processes, its launcher alone, or one process alone. The moments are observed, not timed:
-a random step, a checkpoint or the best model half written, and for each run's first kill the corpus half written. Before
-other kills, a second train.py may start on the living run, with --resume or anew, and it always starts on the orphans of
-a launcher that was killed alone. In half of the cases the run is stopped (SIGSTOP) meanwhile, so that every file that the
-second one touches is seen. After each kill the run is resumed.
+a random step, a checkpoint or the best model half written, and for each run's first kill the corpus half written.
 
-What must hold: the second one exits with code 2 and one line that names a process of the first (a fresh start may also
-be told that there is a run already, and that --resume continues it); the first is not harmed; weights, optimizer, best model and metrics are in the end equal, bit for bit, to those of the undisturbed run;
-no temporary file and no process is left. Races are two fresh starts at the same moment: one trains, the other is
-refused.
+Before other kills, a second train.py may start on the living run, with --resume or anew, and it always starts on the
+orphans of a launcher that was killed alone. In half of the cases the run is stopped (SIGSTOP) meanwhile, so that every
+file that the second one touches is seen. After each kill the run is resumed. At the end come races: two fresh starts at
+the same moment, of which one trains and the other is refused.
+
+What must hold:
+- the second one exits with code 2 and one line that names a process of the first; a fresh start may also be told that
+  there is a run already, which --resume continues;
+- weights, optimizer, best model and metrics are in the end equal, bit for bit, to those of the undisturbed run;
+- no temporary file and no process is left.
 """
 
 import argparse
@@ -46,10 +49,9 @@ from tests.stress.programs import (
 )
 from tests.stress.report import Fault, Report
 
-STEPS = 120
 KILLS_OF_A_RUN = 5
-LONG = [f"--train.max_steps={STEPS}", "--train.log_every=1", "--train.checkpoint_every=7", "--train.validate_every=10"]
-LONG += ["--model.dropout=0.1"]  # so that random states count
+SETTINGS = ["--train.log_every=1", "--train.checkpoint_every=7", "--train.validate_every=10"]
+SETTINGS += ["--model.dropout=0.1"]  # so that random states count
 TEXT_BYTES = 48_000_000  # unpacked, so that there is time for a kill while the corpus is written
 
 
@@ -82,8 +84,8 @@ class Plan:
     kills: list[Kill]
 
 
-def draw_plan(seed: int, number: int, count: int) -> Plan:
-    """The plan of a run with `count` kills: a pure function of the seed and the run's number."""
+def draw_plan(seed: int, number: int, count: int, steps: int) -> Plan:
+    """The plan of a run of some steps with `count` kills. A pure function of its arguments."""
     chance = random.Random(f"{seed}-{number}")
     processes = 1 + number % 2
     kills = []
@@ -94,7 +96,7 @@ def draw_plan(seed: int, number: int, count: int) -> Plan:
         kills.append(
             Kill(
                 moment=moment,
-                steps=chance.randint(0, 20),
+                steps=chance.randint(0, steps // 6),  # so that there are steps for all kills
                 delay=chance.random() * longest.get(moment, 0.0),
                 victim=chance.choice(["family", "launcher", "0", "1"][: 2 + processes]),
                 intruder="nobody" if moment == "corpus" else chance.choice(["resume", "fresh", "nobody"]),
@@ -108,8 +110,8 @@ def draw_plan(seed: int, number: int, count: int) -> Plan:
 class DisturbedRun:
     """A run directory with a cache of its own, and the processes that train in it."""
 
-    def __init__(self, folder: Path, config: Path, processes: int):
-        self.folder, self.processes, self.config = folder, processes, config
+    def __init__(self, folder: Path, config: Path, processes: int, steps: int):
+        self.processes, self.config, self.steps = processes, config, steps
         self.run_dir, self.cache, self.logs = folder / "run", folder / "cache", folder / "logs"
         self.mark, self.intruder_mark = f"{folder}", f"{folder} intruder"
         folder.mkdir()
@@ -118,7 +120,8 @@ class DisturbedRun:
         """The command line of a fresh start or a resume."""
         if kind == "resume":
             return ["--run_dir", str(self.run_dir), "--resume"]
-        return ["--config", str(self.config), f"--data.cache_dir={self.cache}", "--run_dir", str(self.run_dir), *LONG]
+        folders = [f"--data.cache_dir={self.cache}", "--run_dir", str(self.run_dir)]
+        return ["--config", str(self.config), *folders, f"--train.max_steps={self.steps}", *SETTINGS]
 
     def start(self) -> Started:
         """Start the run, or resume it if it has begun."""
@@ -248,20 +251,19 @@ def count_lines(path: Path) -> int:
         return 0
 
 
-def train_undisturbed(folder: Path, config: Path, processes: int) -> Path:
+def train_undisturbed(folder: Path, config: Path, processes: int, steps: int) -> Path:
     """A run that nothing happens to. Returns its run directory."""
-    run = DisturbedRun(folder, config, processes)
+    run = DisturbedRun(folder, config, processes, steps)
     run.finish()
     if f"{processes} process(es)" not in next(run.logs.glob("*.stdout")).read_text():
         raise Fault(f"not on {processes} process(es)")
-    if [line["step"] for line in metrics(run.run_dir)] != list(range(1, STEPS + 1)):
+    if [line["step"] for line in metrics(run.run_dir)] != list(range(1, steps + 1)):
         raise Fault(f"{run.run_dir} has not one line a step")
     return run.run_dir
 
 
-def race(folder: Path, config: Path, reference: Path, chance: random.Random) -> None:
-    """Two fresh starts at the same moment, or a few milliseconds apart."""
-    run = DisturbedRun(folder, config, processes=0)
+def race(run: DisturbedRun, reference: Path, chance: random.Random) -> None:
+    """Two fresh starts at the same moment, or up to half a second apart."""
     both = [start_waiting(run.arguments("fresh"), run.logs, run.mark) for _ in range(2)]
     go(both[0])
     time.sleep(chance.choice([0.0, chance.random() * 0.5]))
@@ -278,6 +280,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--races", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=120, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of a single run")
     parser.add_argument("--keep", action="store_true", help="keep the folder with all runs and their output")
@@ -297,19 +300,19 @@ def main(argv: list[str] | None = None) -> int:
     plans = []
     while sum(len(plan.kills) for plan in plans) < args.kills:
         left = args.kills - KILLS_OF_A_RUN * len(plans)
-        plans.append(draw_plan(args.seed, len(plans), min(left, KILLS_OF_A_RUN)))
+        plans.append(draw_plan(args.seed, len(plans), min(left, KILLS_OF_A_RUN), args.steps))
     if args.only is not None:
-        plans = [draw_plan(args.seed, args.only, KILLS_OF_A_RUN)]
+        plans = [draw_plan(args.seed, args.only, KILLS_OF_A_RUN, args.steps)]
 
     # -- how each has to end
     references = {}
     for processes in sorted({plan.processes for plan in plans} | ({1} if args.races else set())):
-        references[processes] = train_undisturbed(folder / f"undisturbed-{processes}", config, processes)
+        references[processes] = train_undisturbed(folder / f"undisturbed-{processes}", config, processes, args.steps)
         report.passed(f"undisturbed run on {processes} process(es)", "undisturbed")
 
     # -- disturbed runs
     for plan in plans:
-        run = DisturbedRun(folder / f"run-{plan.number}", config, plan.processes)
+        run = DisturbedRun(folder / f"run-{plan.number}", config, plan.processes, args.steps)
         title = f"run {plan.number} on {plan.processes} process(es)"
         case = title
         try:
@@ -329,13 +332,14 @@ def main(argv: list[str] | None = None) -> int:
 
     # -- two fresh starts at once
     for number in range(args.races):
+        run = DisturbedRun(folder / f"race-{number}", config, 0, args.steps)
         try:
-            race(folder / f"race-{number}", config, references[1], random.Random(f"{args.seed}-race-{number}"))
+            race(run, references[1], random.Random(f"{args.seed}-race-{number}"))
             report.passed(f"race {number}", "raced")
         except Fault as fault:
             report.failed(f"race {number}", fault)
         finally:
-            kill_all(str(folder / f"race-{number}"))
+            kill_all(run.mark)
 
     if not report.faults and not args.keep:
         shutil.rmtree(folder)

@@ -1,6 +1,6 @@
 """Each stress program runs, on the fewest cases; see the head of each for how to run it in earnest."""
 
-import random
+import os
 import subprocess
 import sys
 
@@ -8,8 +8,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.runs import NO_GPU
-from tests.stress import full_disk, fuzz_readers, kills
-from tests.stress.report import Fault
+from tests.stress import full_disk
 
 
 @pytest.mark.parametrize(
@@ -25,6 +24,6 @@ def test_a_program_finds_no_fault(program, arguments):
     if program == "full_disk" and not full_disk.can_mount():
         pytest.skip("may not mount a file system")
     line = [sys.executable, "-m", f"tests.stress.{program}", *arguments]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env={**__import__("os").environ, **NO_GPU})
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, env=os.environ | NO_GPU)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ", 0 failed, in " in done.stdout.splitlines()[-1]
