@@ -29,13 +29,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unicodedata import category
 
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, TINY
 from tests.stress.programs import tiny_config
 from tests.stress.report import Fault, Report
 from tests.stress.worker import Worker
@@ -61,12 +62,22 @@ VALUES += ["/dev/zero", "/proc/self/mem", "folder", "pipe", "nowhere", "nowhere/
 VALUES += ["tiny.yaml", "run/config.yaml", "*", "run/*", "text[1].txt", "--", "-", "--seed", "auto", "cpu", "cuda"]
 VALUES += ["cuda:99", "meta", "mps"]
 HUGE = ["4294967296", "99999999999999999999", "-99999999999999999999"]  # not for what would take for ever
-FLAGS = {
-    "evaluate.py": ["split", "file", "limit", "context", "stride", "batch_size", "verify", "device"],
-    "generate.py": ["prompt", "length", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed"],
-    "plot.py": ["output", "by"],
+# Flags with a value that fits; None for those that take none.
+SCORING = {"split": "valid", "file": "text.txt", "limit": "100", "context": "16", "stride": "4", "batch_size": "2"}
+SAMPLING = {
+    "length": "5",
+    "temperature": "0.5",
+    "top_k": "3",
+    "top_p": "0.9",
+    "min_p": "0.1",
+    "repetition_penalty": "2",
 }
-FLAGS["generate.py"] += ["num_samples", "no_cache", "score", "heatmap", "json", "device", "prompt_file"]
+READING = {"prompt": "# a", "score": "text.txt", "heatmap": "map.html", "prompt_file": "text.txt"}
+FLAGS: dict[str, dict[str, str | None]] = {
+    "evaluate.py": SCORING | {"verify": None, "device": "cpu"},
+    "generate.py": SAMPLING | READING | {"stop": "e", "seed": "7", "num_samples": "2", "no_cache": None, "json": None},
+    "plot.py": {"output": "a.png", "by": "bytes"},
+}
 ENDLESS = {"length", "num_samples", "max_steps"}
 
 # Config files, besides those that are a changed config.
@@ -183,7 +194,7 @@ def draw_case(folder: Path, trained: Path, chance: random.Random) -> Case:
     program = chance.choice(PROGRAMS)
     changes = []
     if program == "train.py" and chance.random() < 0.75:
-        argv = ["--config", "tiny.yaml", "--run_dir", chance.choice(["new", "run"]), "--train.max_steps=1"]
+        argv = ["--config", "tiny.yaml", "--run_dir", chance.choice(["new", "new", "run"]), "--train.max_steps=1"]
         if chance.random() < 0.5:
             changes.append(change_config(folder / "tiny.yaml", chance))
     else:
@@ -195,7 +206,7 @@ def draw_case(folder: Path, trained: Path, chance: random.Random) -> Case:
         }[program]
         if chance.random() < 0.6:
             changes.append(break_run(folder / "run", program, chance))
-    count = chance.choice([0, 1, 1, 2, 3]) if changes else chance.choice([1, 1, 2, 3, 5])
+    count = chance.choice([0, 0, 0, 1, 2]) if changes else chance.choice([1, 1, 1, 2, 3, 5])
     for _ in range(count):
         argv = change_arguments(argv, program, chance)
     return Case(program, argv, folder, changes)
@@ -223,7 +234,13 @@ def change_arguments(argv: list[str], program: str, chance: random.Random) -> li
 
 def draw_flag(program: str, chance: random.Random) -> list[str]:
     """A flag of a program with a value, either of them perhaps written wrongly."""
-    name = chance.choice(flags_of(program))
+    name, value = chance.choice(list(flags_of(program).items()))
+    is_right = chance.random() < 0.4
+    if is_right and chance.random() < 0.5:
+        name = name.replace("_", "-")
+    if is_right:
+        return [f"--{name}"] if value is None else [f"--{name}={value}"]
+
     values = VALUES if name.rpartition(".")[2] in ENDLESS else VALUES + HUGE
     value = chance.choice(values)
     if chance.random() < 0.15:
@@ -234,28 +251,32 @@ def draw_flag(program: str, chance: random.Random) -> list[str]:
     return chance.choice([[f"{dashes}{name}={value}"], [f"{dashes}{name}", value], [f"{dashes}{name}"]])
 
 
-def flags_of(program: str) -> list[str]:
-    """The flags of a program, without dashes."""
+@cache
+def flags_of(program: str) -> dict[str, str | None]:
+    """The flags of a program, without dashes, with a value that fits."""
     if program != "train.py":
         return FLAGS[program]
     from training.config import Config
 
-    names = [
-        "config",
-        "run_dir",
-        "resume",
-        "model",
-        "data",
-        "train",
-        "wandb",
-        "help",
-        "print_config",
-        "print_completion",
-    ]
+    flags = {
+        "config": "tiny.yaml",
+        "run_dir": "other",
+        "resume": None,
+        "model": "{}",
+        "print_config": None,
+        "help": None,
+    }
+    tiny = yaml.safe_load(TINY)
     for section, values in Config().to_dict().items():
         if isinstance(values, dict):
-            names += [f"{section}.{name}" for name in values]
-    return names
+            settings = values | tiny.get(section, {})
+            flags |= {f"{section}.{name}": yaml_text(value) for name, value in settings.items()}
+    return flags
+
+
+def yaml_text(value: Any) -> str:
+    """A value as YAML on one line."""
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("\n...")
 
 
 def misspelled(name: str, chance: random.Random) -> str:

@@ -8,7 +8,7 @@ times: its launcher with all processes, its launcher alone, or one process alone
 a random step, a checkpoint or the best model half written, and for each run's first kill the corpus half written.
 
 Before other kills, a second train.py may start on the living run, with --resume or anew, and it always starts on the
-orphans of a launcher that was killed alone. In half of the cases the run is stopped (SIGSTOP) meanwhile, so that every
+orphans of a launcher that was killed alone. In most cases the run is stopped (SIGSTOP) meanwhile, so that every
 file that the second one touches is seen. After each kill the run is resumed. At the end come races: two fresh starts at
 the same moment, of which one trains and the other is refused.
 
@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -96,11 +97,11 @@ def draw_plan(seed: int, number: int, count: int, steps: int) -> Plan:
         kills.append(
             Kill(
                 moment=moment,
-                steps=chance.randint(0, steps // 6),  # so that there are steps for all kills
+                steps=chance.randint(0, steps // 8),  # so that there are steps for all kills
                 delay=chance.random() * longest.get(moment, 0.0),
                 victim=chance.choice(["family", "launcher", "0", "1"][: 2 + processes]),
                 intruder="nobody" if moment == "corpus" else chance.choice(["resume", "fresh", "nobody"]),
-                stopped=chance.random() < 0.5,
+                stopped=chance.random() < 0.6,
                 orphans=chance.choice(["end", "are killed"] if is_last else ["are killed"]),
             )
         )
@@ -128,14 +129,20 @@ class DisturbedRun:
         kind = "resume" if (self.run_dir / "config.yaml").exists() else "fresh"
         return start([*LAUNCHERS[self.processes], "train.py", *self.arguments(kind)], self.logs, self.mark)
 
-    def survive(self, kill: Kill) -> None:
-        """Start, be disturbed, and be killed."""
+    def survive(self, kill: Kill) -> bool:
+        """Start, be disturbed, and be killed; False if the run has ended before."""
         wants_intruder = kill.intruder != "nobody" or kill.victim == "launcher"
         kind = "resume" if kill.intruder == "nobody" else kill.intruder
         intruder = start_waiting(self.arguments(kind), self.logs, self.intruder_mark) if wants_intruder else None
 
         started = self.start()
-        self.wait_for(kill, started)
+        try:
+            self.wait_for(kill, started)
+        except Fault:
+            if started.process.poll() != 0:
+                raise
+            kill_all(self.intruder_mark)
+            return False
         if intruder is not None and kill.victim != "launcher":
             self.refuse(intruder, kill.stopped)
         self.strike(kill.victim, started)
@@ -147,6 +154,7 @@ class DisturbedRun:
                 kill_all(self.mark)
         kill_all(self.intruder_mark)
         self.wait_for_the_end()
+        return True
 
     def wait_for(self, kill: Kill, started: Started) -> None:
         """Wait until the moment of a kill."""
@@ -280,7 +288,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--races", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=120, help="steps of a run")
+    parser.add_argument("--steps", type=int, default=160, help="steps of a run")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="the number of a single run")
     parser.add_argument("--keep", action="store_true", help="keep the folder with all runs and their output")
@@ -296,36 +304,34 @@ def main(argv: list[str] | None = None) -> int:
         file.write((content * (TEXT_BYTES // len(content) + 1)).encode())
     config = tiny_config(folder, text)
 
-    # -- the runs, five kills each
-    plans = []
-    while sum(len(plan.kills) for plan in plans) < args.kills:
-        left = args.kills - KILLS_OF_A_RUN * len(plans)
-        plans.append(draw_plan(args.seed, len(plans), min(left, KILLS_OF_A_RUN), args.steps))
-    if args.only is not None:
-        plans = [draw_plan(args.seed, args.only, KILLS_OF_A_RUN, args.steps)]
+    @cache
+    def reference(processes: int) -> Path:
+        """The run directory of a run that nothing happened to."""
+        return train_undisturbed(folder / f"undisturbed-{processes}", config, processes, args.steps)
 
-    # -- how each has to end
-    references = {}
-    for processes in sorted({plan.processes for plan in plans} | ({1} if args.races else set())):
-        references[processes] = train_undisturbed(folder / f"undisturbed-{processes}", config, processes, args.steps)
-        report.passed(f"undisturbed run on {processes} process(es)", "undisturbed")
-
-    # -- disturbed runs
-    for plan in plans:
-        run = DisturbedRun(folder / f"run-{plan.number}", config, plan.processes, args.steps)
-        title = f"run {plan.number} on {plan.processes} process(es)"
+    # -- disturbed runs, with up to five kills each
+    survived, number = 0, args.only or 0
+    while survived < args.kills and (args.only is None or number == args.only):
+        plan = draw_plan(args.seed, number, min(args.kills, KILLS_OF_A_RUN), args.steps)
+        run = DisturbedRun(folder / f"run-{number}", config, plan.processes, args.steps)
+        title = f"run {number} on {plan.processes} process(es)"
+        number += 1
         case = title
         try:
             for i, kill in enumerate(plan.kills):
                 case = f"{title}, kill {i}, {kill}"
-                run.survive(kill)
+                if not run.survive(kill):
+                    report.passed(case, "ended before its kill")
+                    break
                 report.passed(case, "survived")
+                survived += 1
             case = title
             run.finish()
-            run.check_end(references[plan.processes])
+            run.check_end(reference(plan.processes))
             report.passed(case, "equal in the end")
         except Fault as fault:
             report.failed(case, fault)
+            survived += 1  # it counts as a kill, so that there is an end
         finally:
             kill_all(run.mark)
             kill_all(run.intruder_mark)
@@ -334,7 +340,7 @@ def main(argv: list[str] | None = None) -> int:
     for number in range(args.races):
         run = DisturbedRun(folder / f"race-{number}", config, 0, args.steps)
         try:
-            race(run, references[1], random.Random(f"{args.seed}-race-{number}"))
+            race(run, reference(1), random.Random(f"{args.seed}-race-{number}"))
             report.passed(f"race {number}", "raced")
         except Fault as fault:
             report.failed(f"race {number}", fault)
