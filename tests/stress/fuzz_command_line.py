@@ -19,7 +19,6 @@ import io
 import json
 import os
 import random
-import re
 import runpy
 import shlex
 import shutil
@@ -37,7 +36,7 @@ from unicodedata import category
 import yaml
 
 from tests.conftest import ROOT, TINY
-from tests.stress.programs import tiny_config
+from tests.stress.programs import is_warning, tiny_config
 from tests.stress.report import Fault, Report
 from tests.stress.worker import Worker
 from utils.files import sha256
@@ -64,18 +63,13 @@ VALUES += ["cuda:99", "meta", "mps"]
 HUGE = ["4294967296", "99999999999999999999", "-99999999999999999999"]  # not for what would take for ever
 # Flags with a value that fits; None for those that take none.
 SCORING = {"split": "valid", "file": "text.txt", "limit": "100", "context": "16", "stride": "4", "batch_size": "2"}
-SAMPLING = {
-    "length": "5",
-    "temperature": "0.5",
-    "top_k": "3",
-    "top_p": "0.9",
-    "min_p": "0.1",
-    "repetition_penalty": "2",
-}
+SAMPLING = {"length": "5", "temperature": "0.5", "top_k": "3", "top_p": "0.9", "min_p": "0.1", "seed": "7"}
 READING = {"prompt": "# a", "score": "text.txt", "heatmap": "map.html", "prompt_file": "text.txt"}
 FLAGS: dict[str, dict[str, str | None]] = {
     "evaluate.py": SCORING | {"verify": None, "device": "cpu"},
-    "generate.py": SAMPLING | READING | {"stop": "e", "seed": "7", "num_samples": "2", "no_cache": None, "json": None},
+    "generate.py": SAMPLING
+    | READING
+    | {"stop": "e", "repetition_penalty": "2", "num_samples": "2", "no_cache": None, "json": None},
     "plot.py": {"output": "a.png", "by": "bytes"},
 }
 ENDLESS = {"length", "num_samples", "max_steps"}
@@ -258,14 +252,8 @@ def flags_of(program: str) -> dict[str, str | None]:
         return FLAGS[program]
     from training.config import Config
 
-    flags = {
-        "config": "tiny.yaml",
-        "run_dir": "other",
-        "resume": None,
-        "model": "{}",
-        "print_config": None,
-        "help": None,
-    }
+    flags: dict[str, str | None] = {"help": None, "resume": None, "print_config": None}
+    flags |= {"config": "tiny.yaml", "run_dir": "other", "model": "{}"}
     tiny = yaml.safe_load(TINY)
     for section, values in Config().to_dict().items():
         if isinstance(values, dict):
@@ -475,10 +463,6 @@ def check(result: dict[str, Any]) -> str:
     return "refused" if code == 2 else "failed in a line"
 
 
-def is_warning(line: str) -> bool:
-    return line.startswith("warning: ") or re.match(r"\S+:\d+: \w+Warning: ", line) is not None
-
-
 # -- the program
 
 
@@ -512,6 +496,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=sys.maxsize, help="end after so many cases, if not before")
     parser.add_argument("--case", type=int, help="the number of a single case, whose files are kept")
     args = parser.parse_args(argv)
 
@@ -526,7 +511,7 @@ def main(argv: list[str] | None = None) -> int:
     deadline = said = time.monotonic()
     deadline += 60 * args.minutes
     number = args.case or 0
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and (args.case is not None or number < args.cases):
         case = draw_case(folder / str(number), trained, random.Random(f"{args.seed}-{number}"))
         title = f"case {number}, {case.program}"
         try:

@@ -631,7 +631,7 @@ def numbers(args: argparse.Namespace) -> Iterator[int]:
         return
     deadline = time.monotonic() + 60 * args.minutes
     number = 0
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and number < args.cases:
         yield number
         number += 1
 
@@ -647,6 +647,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=sys.maxsize, help="end after so many cases, if not before")
     parser.add_argument("--case", type=int, help="the number of a single case, whose files are kept")
     args = parser.parse_args(argv)
 

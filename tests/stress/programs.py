@@ -1,6 +1,7 @@
 """Starting the project's programs as a user does, and finding all processes of a run, orphans included."""
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from tests.stress.report import Fault
 MARK = "STRESS_MARK"  # an environment variable that children inherit, so that orphans are found as well
 LAUNCHERS = {0: (sys.executable,), 1: LAUNCH, 2: LAUNCH_TWO}  # by number of processes; 0 = no launcher
 # Imports everything, says so, and starts when a line comes: so that a moment can be met within milliseconds.
-WAITING = "import train; print('ready', flush=True); input(); train.main()"
+WAITING = "import runpy, train; print('ready', flush=True); input(); runpy.run_path('train.py', run_name='__main__')"
 ENVIRONMENT = {
     "ACCELERATE_USE_CPU": "true",
     "HF_HUB_OFFLINE": "1",
@@ -50,16 +51,24 @@ class Started:
             raise Fault(f"did not end within {seconds:.0f} s\n{self}") from None
 
     def error_lines(self) -> list[str]:
-        """What it wrote to stderr, without empty lines."""
-        text = self.stderr.read_text(encoding="utf-8", errors="backslashreplace")
+        """What it wrote to stderr, without warnings and empty lines."""
+        return [line for line in self.written(self.stderr) if not is_warning(line)]
+
+    def written(self, path: Path) -> list[str]:
+        """The lines of its stdout or stderr that are not empty."""
+        text = path.read_text(encoding="utf-8", errors="backslashreplace")
         return [line for line in text.splitlines() if line.strip()]
 
     def __str__(self) -> str:
-        output = self.stdout.read_text(encoding="utf-8", errors="backslashreplace").splitlines()[-5:]
         shown = [f"command: {shlex.join(self.line)}", f"exit code: {self.process.poll()}"]
-        shown += [f"stdout: {line}" for line in output]
-        shown += [f"stderr: {line}" for line in self.error_lines()[-40:]]
+        shown += [f"stdout: {line}" for line in self.written(self.stdout)[-5:]]
+        shown += [f"stderr: {line}" for line in self.written(self.stderr)[-40:]]
         return "\n".join(shown)
+
+
+def is_warning(line: str) -> bool:
+    """Whether a line of stderr is a warning, of the project or of a library."""
+    return line.startswith("warning: ") or re.match(r"\S+:\d+: \w+Warning: ", line) is not None
 
 
 def start(line: list[str], logs: Path, mark: str, **options) -> Started:

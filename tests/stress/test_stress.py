@@ -16,8 +16,8 @@ from tests.stress import full_disk
     [
         ("kills", ["--kills", "1", "--races", "0", "--steps", "20"]),
         ("full_disk", ["--only", "corpus", "--rounds", "1"]),
-        ("fuzz_readers", ["--minutes", "0.02"]),
-        ("fuzz_command_line", ["--minutes", "0.02"]),
+        ("fuzz_readers", ["--cases", "10"]),
+        ("fuzz_command_line", ["--cases", "10"]),
     ],
 )
 def test_a_program_finds_no_fault(program, arguments):
