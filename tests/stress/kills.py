@@ -13,8 +13,8 @@ file that the second one touches is seen. After each kill the run is resumed. At
 the same moment, of which one trains and the other is refused.
 
 What must hold:
-- the second one exits with code 2 and one line, warnings aside, that names a process of the first; a fresh start may also be told that
-  there is a run already, which --resume continues;
+- the second one exits with code 2 and one line, warnings aside, that names a process of the first; a fresh start may
+  also be told that there is a run already, which --resume continues;
 - weights, optimizer, best model and metrics are in the end equal, bit for bit, to those of the undisturbed run;
 - no temporary file and no process is left.
 """
