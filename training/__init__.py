@@ -20,4 +20,5 @@ __all__ = [
     "stop_signal",
     "summary",
     "trackers",
+    "yaml_text",
 ]
