@@ -159,12 +159,11 @@ def is_split_of(run_dir: Path, split: str, corpus: Corpus) -> bool | None:
 def warn_of_other_bytes(run_dir: str, source: dict[str, str | bool | None]) -> None:
     """Print a warning if the text is a split that is not, or perhaps not, that of the run's training."""
     same = source.get("same_as_training", True)
+    split = f"the {source.get('split')} split of {source.get('corpus')}"
     if same is None:
-        warn(
-            f"{run_dir} has no corpus.json, so it is not known whether its training had the same {source['split']} split"
-        )
+        warn(f"{run_dir} has no corpus.json, so it is not known whether {split} had the same bytes in training")
     elif not same:
-        warn(f"the {source['split']} split had other bytes when {run_dir} was trained")
+        warn(f"{split} had other bytes when {run_dir} was trained")
 
 
 def load_data_config(run_dir: Path) -> DataConfig:

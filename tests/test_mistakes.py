@@ -1,5 +1,6 @@
 """Mistakes on a command line or in a config file: one line each, exit code 2, no traceback."""
 
+import os
 import subprocess
 
 import pytest
@@ -126,7 +127,7 @@ def test_one_mistake_is_one_line(program, arguments, message, capsys):
         ("- 1\n", "config: FILE holds no settings by name"),
         (
             "a: [1,\nb: 2\n",
-            'config: FILE is not YAML (while parsing a flow sequence in "FILE", line 1, column 4',
+            "config: FILE is not YAML (line 3, column 1: expected ',' or ']', but got '<stream end>')",
         ),
     ],
 )
@@ -135,6 +136,100 @@ def test_a_mistake_in_a_file(text, line, tmp_path, capsys):
     file.write_text(text)
     (line_reported,) = mistakes_of(train, ["--config", str(file)], capsys)
     assert line_reported.startswith(line.replace("FILE", str(file)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {max_steps: 3}\nmodel: {dim: 8}\ntrain: {seed: 4}\n", "has train twice, in lines 1 and 3"),
+        ("train:\n  seed: 3\n  max_steps: 5\n  seed: 4\n", "has train.seed twice, in lines 2 and 4"),
+        ("train.seed: 3\ntrain: {seed: 4}\n", "has train.seed twice, in lines 1 and 2"),
+        ("train: {max-steps: 3, max_steps: 4}\n", "has train.max_steps twice, in line 1"),
+        ('{"train": {"seed": 3}, "train": {"seed": 4}}', "has train twice, in line 1"),  # JSON
+        (
+            "a0: &a0 x\n" + "".join(f"a{i}: &a{i} [{f'*a{i - 1},' * 10}]\n" for i in range(1, 12)),
+            "has more than 10,000",
+        ),
+        ("train: &a\n  betas: *a\n", "is nested too deeply"),
+        ("train: " + "[" * 50, "is not YAML (line 1, column 58: expected the node content, but found '<stream end>')"),
+        ("train: " + "[" * 50 + "]" * 50, "is nested too deeply"),
+        ("train: " + "[" * 500 + "]" * 500, "is nested too deeply"),
+        (
+            "train: {seed: !!python/object:os.system 3}\n",
+            "has the tag tag:yaml.org,2002:python/object:os.system in line",
+        ),
+        ('run_dir: "a\\0b"\n', "has a null character in line 1"),
+        ("train: {seed: 3}\n---\ntrain: {seed: 4}\n", "is not YAML (line 2, column 1: found another document)"),
+        ("", "holds no settings by name"),
+        (b"run_dir: caf\xe9\n", "is no UTF-8 text (byte 12)"),
+        ("train: {seed: 3}".encode("utf-16"), "is no UTF-8 text (byte 0)"),
+        (b"train: {seed: 3}\0\n", "is not YAML (unacceptable character #x0000"),
+        (b"#" * 100_001, "has 100,001 bytes, allowed: at most 100,000"),
+    ],
+    ids=lambda value: str(value)[:30],
+)
+@pytest.mark.parametrize("other", [[], ["--train.batch_size=0"]], ids=["alone", "with another"])
+def test_a_file_that_cannot_be_settings(text, message, other, tmp_path, capsys):
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    first, *rest = mistakes_of(train, ["--config", str(file), *other], capsys)
+    assert first.startswith(f"config: {file} {message}")
+    assert rest == ["train.batch_size: got 0, allowed: 1 or above"][: len(other)]
+    first, *rest = mistakes_of(train, ["--model", str(file), *other], capsys)
+    assert first.startswith(f"model: {file} {message}")
+
+
+def test_a_file_that_is_no_file(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in [
+        (tmp_path, "cannot be read (Is a directory)"),
+        (tmp_path / "pipe", "is no regular file"),
+        ("/dev/zero", "is no regular file"),
+        ("-", "cannot be read (No such file or directory)"),
+    ]:
+        assert mistakes_of(train, ["--config", str(path)], capsys) == [f"config: {path} {message}"]
+        assert mistakes_of(train, ["--train", str(path)], capsys) == [f"train: {path} {message}"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: {max_steps: 1:30}", "train.max_steps: got 1:30, allowed: a whole number"),
+        ("train: {max_steps: 0x10}", "train.max_steps: got 0x10, allowed: a whole number"),
+        ("train: {max_steps: 1e3}", "train.max_steps: got 1000.0, allowed: a whole number"),
+        (f"train: {{max_steps: {'9' * 5000}}}", f"train.max_steps: got {'9' * 5000}, allowed: a whole number"),
+        ("train: {tf32: yes}", "train.tf32: got yes, allowed: true or false"),
+        ("wandb: {project: 123}", "wandb.project: got 123, allowed: text, in quotes"),
+        ("wandb: {name: true}", "wandb.name: got true, allowed: text, in quotes"),
+        ("wandb: {project: ~}", "wandb.project: got null, allowed: text"),
+        ("data: {name: files, path: ~}", "data.path: got null, allowed: a file, folder or glob"),
+        ("train:", "train: got null, allowed: settings by name, or a YAML file of them"),
+        ("train: nowhere.yaml", "train: nowhere.yaml cannot be read (No such file or directory)"),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_values_that_yaml_would_turn_into_others(text, message, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(text)
+    (line,) = mistakes_of(train, ["--config", str(tmp_path / "mine.yaml")], capsys)
+    assert line.startswith(message)
+    assert mistakes_of(train, [f"--config={{{text}}}" if "{" in text else f"--config={{{text} }}"], capsys) == [line]
+
+
+def test_a_sexagesimal_number_on_the_command_line(capsys):
+    assert mistakes_of(train, ["--train.max_steps=1:30"], capsys) == [
+        "train.max_steps: got 1:30, allowed: a whole number"
+    ]
+
+
+def test_settings_on_the_command_line_do_not_hide_another_mistake(capsys):
+    assert mistakes_of(train, ["--model={dim: 64}", "--train.seed=x"], capsys) == [
+        "train.seed: got x, allowed: a whole number"
+    ]
+    assert mistakes_of(train, ["--model={dim: 64, dim: 65}"], capsys) == [
+        "model: {dim: 64, dim: 65} has dim twice, in line 1"
+    ]
+    (line,) = mistakes_of(train, ["--model={dim: 64"], capsys)
+    assert line.startswith("model: {dim: 64 is not YAML (line 1")
 
 
 def test_all_mistakes_are_reported_at_once(tmp_path, capsys):

@@ -24,4 +24,5 @@ __all__ = [
     "summary",
     "threads",
     "trackers",
+    "yaml_text",
 ]

@@ -1,5 +1,6 @@
 """The command line of every program here: jsonargparse, but every mistake is reported, not only the first."""
 
+import json
 import os
 import sys
 import time
@@ -15,7 +16,18 @@ import yaml
 from jsonargparse import ArgumentParser, Namespace, set_dumper
 from tqdm import tqdm
 
-from training.reading import Flag, Reading, find_actions, kind_of, split_into_flags, underscored
+from training.reading import (
+    Flag,
+    Reading,
+    allowed_by,
+    find_actions,
+    is_section,
+    kind_of,
+    load_section,
+    split_into_flags,
+    takes_null,
+    underscored,
+)
 from utils.errors import Mistake, UserError
 from utils.terminal import coloured, one_line
 
@@ -54,12 +66,13 @@ class Parser(ArgumentParser):
         """Parse a command line, by default that of the process."""
         self.take_text_as_typed()
         flags = split_into_flags(sys.argv[1:] if args is None else args)
-        config_files_first = sorted(flags, key=lambda flag: flag.name != "config")
-        words = [word for flag in config_files_first for word in self.spell(flag)]
+        flags = sorted(flags, key=lambda flag: flag.name != "config")  # flags replace what is in config files
+        self.words = [word for flag in flags for word in self.spell(flag)]
         try:
-            return super().parse_args(words, *rest, **options)
-        except UnicodeDecodeError as error:  # of a config file
-            self.error(str(error))
+            words = [word for flag in flags for word in self.spell_with_settings(flag)]
+        except UserError:
+            self.error("a file of settings cannot be read")
+        return super().parse_args(words, *rest, **options)
 
     def read(self, argv: Sequence[str]) -> dict[str, Any]:
         """What is given on a command line and in its config files, by name, apart from what does not fit."""
@@ -91,6 +104,40 @@ class Parser(ArgumentParser):
         _, equals, value = flag.typed[0].partition("=")
         return [f"{action.option_strings[0]}{equals}{value}", *flag.typed[1:]]
 
+    def spell_with_settings(self, flag: Flag) -> list[str]:
+        """The words of a flag, with the settings themselves instead of a file that holds them.
+
+        Raises:
+            UserError: if there are no settings to read.
+        """
+        action = find_actions(self).get(underscored(flag.name))
+        if action is None or not is_section(action) or not flag.words:
+            return self.spell(flag)
+        text, *rest = flag.words
+        prefix = "" if flag.name == "config" else f"{flag.name}."
+        settings = self.with_sections_read(load_section(text, flag.name), prefix)
+        return [f"{action.option_strings[0]}={json.dumps(settings)}", *rest]
+
+    def with_sections_read(self, settings: dict, prefix: str = "") -> dict:
+        """Settings by name, with the settings of a section instead of a file that holds them.
+
+        Raises:
+            UserError: if a file cannot be read, or a value is null that must not be, which jsonargparse lets pass.
+        """
+        actions = find_actions(self)
+        read = dict(settings)
+        for inner_name, value in settings.items():
+            name = f"{prefix}{inner_name}"
+            action = actions.get(underscored(name))
+            if action is None:
+                continue
+            if is_section(action) and isinstance(value, str):
+                value = load_section(value, name)
+            if value is None and not takes_null(action):
+                raise UserError(Mistake(name, value, allowed_by(action)))
+            read[inner_name] = self.with_sections_read(value, f"{name}.") if isinstance(value, dict) else value
+        return read
+
     def build_from(self, values: Namespace) -> Any:
         """Build the program's settings from parsed values."""
         try:
@@ -101,7 +148,7 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """End the program. jsonargparse calls this with the first mistake that it finds."""
         reading = Reading(self)
-        reading.read_command_line(self.args)
+        reading.read_command_line(self.words)
         mistakes = reading.mistakes + self.certain_mistakes(reading)
         reject(mistakes or [message])
 

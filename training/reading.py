@@ -1,5 +1,6 @@
 """Finds all mistakes of a command line and of the config files that it names."""
 
+import os
 import re
 from argparse import Action
 from collections.abc import Iterable
@@ -13,7 +14,9 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
+from training.yaml_text import UnfitYAML, parse_yaml
 from utils.errors import Mistake, UserError, reading_errors
+from utils.files import user_path
 
 WORDS = {
     int: "a whole number",
@@ -25,6 +28,7 @@ WORDS = {
     NonNegativeInt: "a whole number, 0 or above",
     PositiveFloat: "a number above 0",
 }
+MOST_BYTES = 100_000  # in a file of settings
 SECTION = "settings by name, or a YAML file of them"  # what is allowed as the value of a section
 
 
@@ -153,14 +157,16 @@ class Reading:
             try:
                 self.values[action.dest] = typed(action, value)
             except ValueError:
-                self.add_mistake(action, Mistake(name, value, allowed_by(action)))
+                has_no_quotes = kind_of(action) is str and isinstance(value, int | float)
+                allowed = "text, in quotes" if has_no_quotes else allowed_by(action)
+                self.add_mistake(action, Mistake(name, value, allowed))
 
     def read_section(self, action: Action, name: str, value: Any) -> None:
         """Read settings by name, or a YAML file of them. Those of --config belong to any section."""
         settings = value
         if isinstance(value, str):
             try:
-                settings = load_settings(Path(value), name)
+                settings = load_section(value, name)
             except UserError as error:
                 for mistake in error.mistakes:
                     self.add_mistake(action, mistake)
@@ -200,7 +206,14 @@ def kind_of(action: Action) -> Any:
 
 def is_section(action: Action) -> bool:
     """Whether a flag takes settings by name."""
-    return kind_of(action) is None and action.nargs != 0 and action.choices is None
+    return kind_of(action) is None and action.nargs is None and action.choices is None
+
+
+def takes_null(action: Action) -> bool:
+    """Whether a setting may be null: one that is so by default, or whose type says so."""
+    if is_section(action):
+        return False
+    return action.default is None or NoneType in get_args(kind_of(action))
 
 
 def typed(action: Action, value: Any) -> Any:
@@ -214,7 +227,7 @@ def typed(action: Action, value: Any) -> Any:
         if value in action.choices:
             return value
         raise ValueError(f"{value} is not among the choices")
-    if value is None and action.default is not None and NoneType not in get_args(kind):
+    if value is None and not takes_null(action):
         raise ValueError("null does not fit")  # jsonargparse allows it for every type
     probe = ArgumentParser(exit_on_error=False)
     probe.add_argument("--value", type=kind)
@@ -256,20 +269,61 @@ def join_with_or(options: Iterable[Any]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
+def load_section(text: str, name: str) -> dict:
+    """Settings by name from what is typed for a section: a YAML file, or the settings themselves (`{dim: 64}`).
+
+    Raises:
+        UserError: as `load_settings` does.
+    """
+    if os.path.exists(os.path.expanduser(text)) or "{" not in text:
+        return load_settings(user_path(text), name)
+    return parse_settings(text, name, text)
+
+
 def load_settings(path: Path, name: str) -> dict:
     """The settings in a YAML file. Errors name the flag or section that the file belongs to.
 
     Raises:
-        UserError: if it cannot be read, is not YAML, or holds no settings.
+        UserError: if it cannot be read, is not YAML, holds no settings, or has one twice.
+    """
+    with reading_errors(name, path):
+        size = path.stat().st_size
+        if not path.is_file() and not path.is_dir():  # reading a pipe could wait for ever
+            raise UserError(f"{name}: {path} is no regular file")
+        if size > MOST_BYTES:
+            raise UserError(f"{name}: {path} has {size:,} bytes, allowed: at most {MOST_BYTES:,}")
+        content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name}: {path} is no UTF-8 text (byte {error.start})") from error
+    return parse_settings(text, name, str(path))
+
+
+def parse_settings(text: str, name: str, source: str) -> dict:
+    """The settings in a YAML text. Errors name the flag or section that it belongs to, and where it is from.
+
+    Raises:
+        UserError: if it is not YAML, holds no settings, or has one twice.
     """
     try:
-        with reading_errors(name, path), path.open(encoding="utf-8") as file:  # a file, so that YAML errors name it
-            settings = yaml.safe_load(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{name}: {path} is not YAML ({error})") from error
+        settings = parse_yaml(text)
+    except UnfitYAML as error:
+        raise UserError(f"{name}: {source} {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{name}: {source} is not YAML ({where_and_why(error)})") from error
     if not isinstance(settings, dict):
-        raise UserError(f"{name}: {path} holds no settings by name")
+        raise UserError(f"{name}: {source} holds no settings by name")
     return settings
+
+
+def where_and_why(error: yaml.YAMLError) -> str:
+    """What PyYAML found wrong, in one line without the text around it."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        problem = str(error.problem).removeprefix("but ")
+        return f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+    return str(error).partition("\n")[0]
 
 
 def similarity(name: str, known: str) -> float:

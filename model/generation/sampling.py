@@ -2,16 +2,22 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import lcm
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 
+from model.config import ModelConfig
 from model.generation.cache import Cache
-from utils.checks import require
+from utils.checks import is_number, require
 from utils.errors import Mistake, UserError, as_typed
 
 # Where random numbers come from: PyTorch's default generator, one for the whole batch, or one for each row.
 Generators = torch.Generator | Sequence[torch.Generator] | None
+
+# Beyond these a float32 overflows when logits are multiplied or divided.
+SMALLEST, LARGEST = 1e-30, 1e30
 
 NOTHING = -1  # in a step of `stream`: a row that is still in its prompt, or has ended
 
@@ -25,7 +31,7 @@ class Sampling:
     """
 
     temperature: float = 1.0
-    """divides the logits; 0 takes the likeliest token"""
+    """divides the logits; 0 takes the likeliest token, and so does a tiny one"""
     top_k: int | None = None
     """keep this many likeliest tokens"""
     top_p: float | None = None
@@ -38,13 +44,21 @@ class Sampling:
     """tokens that end a sample"""
 
     def __post_init__(self):
+        top_k_fits = self.top_k is None or is_number(self.top_k, 1, Integral)
+        top_p_fits = self.top_p is None or (is_number(self.top_p, 0, Real) and 0 < self.top_p <= 1)
+        min_p_fits = self.min_p is None or (is_number(self.min_p, 0, Real) and self.min_p <= 1)
+        penalty = self.repetition_penalty
+        penalty_fits = is_number(penalty, SMALLEST, Real) and penalty <= LARGEST
+        temperature_fits = is_number(self.temperature, 0, Real) and self.temperature <= LARGEST
+        stop_fits = isinstance(self.stop, Sequence) and all(is_number(token, 0, Integral) for token in self.stop)
         require(
             vars(self),
-            temperature=(self.temperature >= 0, "0 or above"),
-            top_k=(self.top_k is None or self.top_k >= 1, "1 or more"),
-            top_p=(self.top_p is None or 0 < self.top_p <= 1, "above 0, up to 1"),
-            min_p=(self.min_p is None or 0 <= self.min_p <= 1, "0 to 1"),
-            repetition_penalty=(self.repetition_penalty > 0, "above 0"),
+            temperature=(temperature_fits, f"0 to {LARGEST:g}"),
+            top_k=(top_k_fits, "a whole number, 1 or above"),
+            top_p=(top_p_fits, "above 0, up to 1"),
+            min_p=(min_p_fits, "0 to 1"),
+            repetition_penalty=(penalty_fits, f"{SMALLEST:g} to {LARGEST:g}"),
+            stop=(stop_fits, "a list of tokens"),
         )
 
     def draw(self, logits: Tensor, seen: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -57,11 +71,21 @@ class Sampling:
         logits = torch.where(seen, penalised, logits)
         if self.temperature == 0:
             return logits.argmax(dim=-1, keepdim=True)
-        probabilities = self.filter(logits / self.temperature).softmax(dim=-1)
-        try:
-            return torch.multinomial(probabilities, 1, generator=generator)
-        except RuntimeError as error:
-            raise UserError("the model's predictions are not finite, so nothing can be drawn from them") from error
+        probabilities = self.filter(self.heat(logits)).softmax(dim=-1)
+        return torch.multinomial(probabilities, 1, generator=generator)
+
+    def heat(self, logits: Tensor) -> Tensor:
+        """Logits (b v) divided by the temperature, after subtracting the largest, which changes no probability.
+
+        The largest is then 0 at any temperature, where a quotient alone could overflow.
+
+        Raises:
+            UserError: if logits are not finite, as those of a model with broken weights.
+        """
+        below_largest = logits - logits.amax(dim=-1, keepdim=True)
+        if below_largest.isnan().any():
+            raise UserError("the model's logits are not finite, so nothing can be drawn from them")
+        return torch.where(below_largest == 0, 0.0, below_largest / self.temperature)
 
     def filter(self, logits: Tensor) -> Tensor:
         """Set logits (b v) of tokens that must not be drawn to -inf. The likeliest token and its ties stay."""
@@ -75,30 +99,57 @@ class Sampling:
         if self.top_p is not None:
             ordered, order = probabilities.sort(dim=-1, descending=True)
             likelier = ordered.cumsum(dim=-1) - ordered  # total probability of all likelier tokens
-            keep &= torch.zeros_like(keep).scatter(-1, order, likelier < self.top_p)
+            kept = likelier < self.top_p
+            kept[:, 0] = True  # also if top_p is too small for a float32
+            keep &= torch.zeros_like(keep).scatter(-1, order, kept)
         return logits.masked_fill(~keep, float("-inf"))
+
+
+def reach(config: ModelConfig) -> int:
+    """How many bytes before a byte its logits can depend on, at most.
+
+    In each layer a token depends on its level's window of keys, and reaches one token further by each of two token
+    shifts and a merge. Before the first layer come the lookups and the compression.
+    """
+    lookups = max((config.seq_len, *config.ngrams))
+    layer = max((level.window + 3) * level.compression for level in config.levels)
+    return lookups + (1 + config.num_layers) * layer
+
+
+def within_reach(prompt: Tensor, config: ModelConfig) -> Tensor:
+    """The end of a prompt (n) that the logits after it can depend on.
+
+    It begins at a byte at which units of all levels end, so that its units are those of the whole prompt.
+    """
+    common = lcm(*(level.compression for level in config.levels))
+    out_of_reach = max(0, len(prompt) - 1 - reach(config))
+    return prompt[out_of_reach // common * common :]
 
 
 class Rows:
     """The rows of one call of `stream`: their prompts, and how far each of them is.
 
-    Row i reads its prompt up to `prompt_lengths[i]`, then draws `length` tokens. All rows are at the same position.
+    Row i reads the end of its prompt that is within reach, up to `prompt_lengths[i]`, then draws `length` tokens. All
+    rows are at the same position.
     """
 
-    def __init__(self, prompts: list[Tensor], length: int, sampling: Sampling, num_tokens: int):
+    def __init__(self, prompts: list[Tensor], length: int, sampling: Sampling, config: ModelConfig):
         self.sampling = sampling
         self.stop = torch.tensor(sampling.stop, dtype=torch.long)
         self.length = length
-        self.prompt_lengths = torch.tensor([len(prompt) for prompt in prompts])
+
+        ends = [within_reach(prompt, config) for prompt in prompts]
+        self.prompt_lengths = torch.tensor([len(end) for end in ends])
         self.shortest = int(self.prompt_lengths.min())
         self.longest = int(self.prompt_lengths.max())
-
         self.prompts = torch.zeros(len(prompts), self.longest, dtype=torch.long)
-        for row, prompt in zip(self.prompts, prompts, strict=True):
-            row[: len(prompt)] = prompt
+        for row, end in zip(self.prompts, ends, strict=True):
+            row[: len(end)] = end
 
-        self.seen = torch.zeros(len(prompts), num_tokens, dtype=torch.bool)
-        self.seen.scatter_(1, self.prompts[:, : self.shortest], True)
+        # Tokens that a repetition penalty counts: those of a prompt from the start, as nothing is drawn within it.
+        self.seen = torch.zeros(len(prompts), config.num_tokens, dtype=torch.bool)
+        for seen, prompt in zip(self.seen, prompts, strict=True):
+            seen[prompt.cpu().long()] = True
         self.stopped = torch.zeros(len(prompts), dtype=torch.bool)
         self.token = torch.zeros(len(prompts), 1, dtype=torch.long)
 
@@ -149,7 +200,8 @@ def stream(
 ) -> Iterator[Tensor]:
     """Continue each prompt by `length` tokens, and yield the next token of each row (b), step by step.
 
-    Every row gets what it would get alone. Of prompts with different lengths, all are read up to the length of the
+    Every row gets what it would get alone. Of a long prompt, only the end that can make a difference is read, so time
+    and memory do not grow with its length. Of prompts with different lengths, all are read up to the length of the
     shortest at once, and the longer ones byte by byte while the shorter ones already draw: a row yields -1 while it
     still reads its prompt, and after its last token. Ends early when every row has met a stop token, which rows repeat.
 
@@ -165,9 +217,9 @@ def stream(
         UserError: at the first token, for an empty prompt, a negative length, or from `Sampling`.
     """
     unique = [each[0] if each.ndim == 2 and len(each) == 1 else each for each in prompt]
-    check_arguments(unique, length, num_samples, generator)
+    check_arguments(unique, length, num_samples, generator, model.config.num_tokens)
     repeated = [each for each in unique for _ in range(num_samples)]
-    rows = Rows(repeated, length, Sampling(**sampling), model.config.num_tokens)
+    rows = Rows(repeated, length, Sampling(**sampling), model.config)
     device = unique[0].device
     cache = Cache() if use_cache else None
 
@@ -175,7 +227,7 @@ def stream(
     model.eval()
     try:
         # Read each prompt once, then copy the state for its samples.
-        ids = torch.stack([each[: rows.shortest] for each in unique])
+        ids = rows.prompts[::num_samples, : rows.shortest].to(device)
         logits = model(ids, cache=cache)
         if num_samples > 1:
             ids = ids.repeat_interleave(num_samples, dim=0)
@@ -223,17 +275,22 @@ def row_generators(seed: int, rows: int) -> list[torch.Generator]:
     return generators
 
 
-def check_arguments(prompts: list[Tensor], length: int, num_samples: int, generator: Generators) -> None:
+def check_arguments(
+    prompts: list[Tensor], length: int, num_samples: int, generator: Generators, num_tokens: int
+) -> None:
     """Raise a UserError that names each argument of `stream` that does not fit."""
     shapes = [list(each.shape) for each in prompts]
     one_dimensional = all(each.ndim == 1 and len(each) > 0 for each in prompts)
-    rows = len(prompts) * num_samples
-    enough = not isinstance(generator, Sequence) or len(generator) == rows
     require(
         {"prompt": f"the shapes {as_typed(shapes)}", "length": length, "num_samples": num_samples},
         prompt=(one_dimensional and len(prompts) > 0, "(b n), or a list of (n), with at least one token each"),
-        length=(length >= 0, "0 or more"),
-        num_samples=(num_samples >= 1, "1 or more"),
+        length=(is_number(length, 0, Integral), "0 or more"),
+        num_samples=(is_number(num_samples, 1, Integral), "1 or more"),
     )
-    if not enough:
+    for each in prompts:
+        if each.is_floating_point() or each.min() < 0 or each.max() >= num_tokens:
+            got = f"{each.dtype} from {each.min().item()} to {each.max().item()}"
+            raise UserError(Mistake("prompt", got, f"whole numbers from 0 to {num_tokens - 1}"))
+    rows = len(prompts) * num_samples
+    if isinstance(generator, Sequence) and len(generator) != rows:
         raise UserError(Mistake("generator", f"{len(generator)} generators", f"one for each of the {rows} rows"))

@@ -44,6 +44,65 @@ def test_null_in_a_file_unsets_a_text(tmp_path):
     assert load_config(["--config", str(first), "--config", str(second)]).wandb.name is None
 
 
+@pytest.mark.parametrize(
+    ("text", "setting", "value"),
+    [
+        ("train: {mixed_precision: no}", "train.mixed_precision", "no"),
+        ("train: {mixed_precision: off}", None, None),
+        ("wandb: {name: no}", "wandb.name", "no"),
+        ("wandb: {name: 2026-11-27}", "wandb.name", "2026-11-27"),
+        ("wandb: {name: 1:30}", "wandb.name", "1:30"),
+        ("wandb: {name: '1e-3'}", "wandb.name", "1e-3"),
+        ("wandb: {name: 'a: b'}", "wandb.name", "a: b"),
+        ("run_dir: 2026-11-27", "run_dir", "2026-11-27"),
+        ("run_dir: '~'", "run_dir", "~"),
+        ("train: {learning_rate: 1e-3}", "train.learning_rate", 1e-3),
+        ("train: {learning_rate: 1.e-3}", "train.learning_rate", 1e-3),
+        ("train: {grad_clip: 1e3}", "train.grad_clip", 1000.0),
+        ("train: {grad_clip: .5}", "train.grad_clip", 0.5),
+        ("train: {max_steps: 08}", "train.max_steps", 8),
+        ("train: {max_steps: 017}", "train.max_steps", 17),
+        ("train: {max_steps: 1_000}", "train.max_steps", 1000),
+        ("train: {max_steps: +5}", "train.max_steps", 5),
+        ("train: {tf32: True}", "train.tf32", True),
+        ("train:\n  <<: {seed: 3, max_steps: 9}\n  seed: 4", "train.seed", 4),
+        ("x: &x 5\ntrain: {seed: *x}", None, None),
+        ("\ufefftrain: {seed: 5}", "train.seed", 5),
+        ('{"train": {"betas": [0.5, 0.6]}}', "train.betas", (0.5, 0.6)),
+        ("train: {max_steps: 9}\r\nrun_dir: a\r\n", "run_dir", "a"),
+    ],
+)
+def test_a_file_is_read_as_it_is_meant(text, setting, value, tmp_path, capsys):
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    line = ["--config", str(tmp_path / "mine.yaml")]
+    if setting is None:
+        with pytest.raises(SystemExit):
+            load_config(line)
+        return
+    config = load_config(line)
+    for name in setting.split("."):
+        config = getattr(config, name)
+    assert config == value and type(config) is type(value)
+
+
+def test_a_section_may_be_in_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.yaml").write_text("{seed: 7, max_steps: 9}")
+    (tmp_path / "all.yaml").write_text("train: train.yaml\nrun_dir: a")
+    assert load_config(["--train", "train.yaml", "--train.seed=8"]).train.max_steps == 9
+    assert load_config(["--config", "all.yaml"]).train.seed == 7
+    assert load_config(["--train={seed: 7}", "--train.max_steps=9"]).train.seed == 7
+
+
+def test_a_run_is_named_after_its_last_config_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "one.yaml").write_text("train: {seed: 1, max_steps: 5}")
+    (tmp_path / "two.yaml").write_text("train: {seed: 2}")
+    config = load_config(["--config", str(tmp_path / "one.yaml"), "--config=~/two.yaml"])
+    assert (config.run_dir, config.train.seed, config.train.max_steps) == ("runs/two", 2, 5)
+    assert load_config(["--config={train: {seed: 3}}"]).run_dir == "runs/default"
+
+
 def test_dashes_and_underscores_in_names_are_the_same():
     for name in ("--top-k", "--top_k"):
         assert parse_as(generate.Arguments, ["run", "--prompt=a", name, "5"], "generate.py", "").top_k == 5

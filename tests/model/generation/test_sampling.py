@@ -1,9 +1,11 @@
+from math import inf, lcm, nan
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.generation.sampling import NOTHING, Sampling, row_generators
+from model.generation.sampling import NOTHING, Rows, Sampling, reach, row_generators, within_reach
 from tests.model.strategies import model_configs
 from tests.model.test_transformer import build
 
@@ -49,22 +51,91 @@ def test_without_options_nothing_is_filtered():
     [
         (
             {"prompt": torch.zeros(1, 0, dtype=torch.long)},
-            r"prompt: got the shapes \[\[0\]\], allowed: \(b n\), or a list of \(n\), with at",
+            "prompt: got the shapes [[0]], allowed: (b n), or a list of (n), with at",
         ),
         ({"length": -1}, "length: got -1"),
         ({"num_samples": 0}, "num_samples: got 0"),
         ({"generator": [torch.Generator()] * 2}, "generator: got 2 generators, allowed: one for each of the 1 rows"),
-        ({"temperature": -0.5}, "temperature: got -0.5"),
-        ({"top_k": 0}, "top_k: got 0"),
-        ({"top_p": 0.0}, "top_p: got 0.0"),
-        ({"min_p": 1.5}, "min_p: got 1.5"),
-        ({"repetition_penalty": 0.0}, "repetition_penalty: got 0.0"),
+        ({"length": 1.5}, "length: got 1.5"),
+        (
+            {"prompt": torch.full((1, 1), 256)},
+            "prompt: got torch.int64 from 256 to 256, allowed: whole numbers from 0 to",
+        ),
+        ({"prompt": torch.full((1, 1), -1)}, "prompt: got torch.int64 from -1 to -1"),
+        ({"prompt": torch.zeros(1, 1)}, "prompt: got torch.float32"),
+        *[({"temperature": value}, f"temperature: got {value}") for value in (-0.5, inf, nan, 1e300, 10**400, "hot")],
+        *[({"top_k": value}, f"top_k: got {value}") for value in (0, -1, 2.5, inf, nan, "5")],
+        *[({"top_p": value}, f"top_p: got {value}") for value in (0.0, -1, 1.5, inf, nan)],
+        *[({"min_p": value}, f"min_p: got {value}") for value in (-0.1, 1.5, inf, nan)],
+        *[({"repetition_penalty": x}, f"repetition_penalty: got {x}") for x in (0.0, -1, 1e-40, 1e300, inf, nan)],
+        *[({"stop": value}, "stop: got ") for value in (10, "\n", (1.5,), (-1,))],
     ],
 )
 def test_illegal_options_are_named(options, message):
     arguments = {"prompt": torch.zeros(1, 1, dtype=torch.long), "length": 1} | options
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError) as error:
         list(build(SMALL).stream(**arguments))
+    assert str(error.value).startswith(message)
+
+
+TINY = [5e-324, 1e-300, 1e-46, 1e-39]
+EXTREME = [
+    *[{"temperature": tiny} for tiny in TINY],
+    {"temperature": 1e-39, "top_p": 0.5, "min_p": 0.5, "top_k": 3, "repetition_penalty": 1e30},
+    {"top_p": 1e-300},
+    {"top_k": 1, "min_p": 1},
+    {"repetition_penalty": 1e-30},
+]
+
+
+@pytest.mark.parametrize("options", EXTREME, ids=str)
+@given(logits=LOGITS)
+def test_in_the_limit_the_likeliest_is_drawn(options, logits):
+    logits = logits.abs() + 1  # above 0, so that a repetition penalty for all keeps their order
+    everything_seen = torch.ones_like(logits, dtype=torch.bool)
+    drawn = Sampling(**options).draw(logits, everything_seen, None)
+    assert logits[0, drawn] == logits.max()  # several may have the same logit
+
+
+@given(LOGITS)
+def test_a_huge_temperature_gives_equal_chances(logits):
+    heated = Sampling(temperature=1e30).heat(logits).softmax(dim=-1)
+    torch.testing.assert_close(heated, torch.full_like(logits, 1 / logits.shape[1]))
+
+
+@pytest.mark.parametrize("broken", [nan, inf])
+def test_a_model_with_broken_weights_is_told(broken):
+    model = build(SMALL)
+    torch.nn.init.constant_(model.to_logits.weight, broken)
+    with pytest.raises(ValueError, match="the model's logits are not finite"):
+        model.generate(torch.zeros(1, 1, dtype=torch.long), 1)
+
+
+@settings(max_examples=100)
+@given(config=model_configs(), extra=st.integers(0, 60), data=st.data())
+def test_no_logit_depends_on_bytes_out_of_reach(config, extra, data):
+    model = build(config)
+    whole = torch.randint(0, 11, (reach(model.config) + extra + 30,))
+    end = within_reach(whole, model.config)
+    before = len(whole) - len(end)
+    changed = torch.cat((torch.randint(0, 11, (before,)), end))
+    with torch.no_grad():
+        expected, logits, of_end = (model(ids[None])[:, -1] for ids in (whole, changed, end))
+    assert torch.equal(logits, expected)
+    torch.testing.assert_close(of_end, expected, atol=1e-4, rtol=1e-4)
+    assert before >= 30 - lcm(*model.config.per_level("hierarchies"))
+
+
+def test_a_long_prompt_is_read_from_its_end_but_penalised_as_a_whole():
+    model = build(SMALL | {"hierarchies": (1, 4)})
+    passes = []
+    model.register_forward_hook(lambda module, args, output: passes.append(args[0].shape[1]))
+    prompt = torch.randint(97, 122, (5000,))
+    prompt[0] = 7
+    for use_cache in (True, False):
+        assert model.generate([prompt, prompt[4:]], 9, use_cache=use_cache).shape == (2, 9)
+    assert max(passes) < 300
+    assert Rows([prompt], 9, Sampling(), model.config).seen[0].nonzero()[0] == 7
 
 
 def test_streaming_gives_what_generate_returns():
