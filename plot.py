@@ -5,6 +5,7 @@ throughput and the gradient norm, in one colour per run. Panels without data are
 """
 
 import json
+import os
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         # -- the files, one per run
         paths = [user_path(run) for run in args.run]
         paths = [path / "metrics.jsonl" if path.is_dir() else path for path in paths]
-        paths = list({path.resolve(): path for path in paths}.values())  # a run named twice is drawn once
+        paths = list({os.path.realpath(path): path for path in paths}.values())  # a run named twice is drawn once
         if len(paths) > len(COLOURS):
             raise UserError(Mistake("run", f"{len(paths)} runs", f"1 to {len(COLOURS)}"))
 
@@ -64,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def run_names(paths: list[Path]) -> list[str]:
     """For each file the name of its folder, with as many parent folders as it takes to be unique."""
-    folders = [path.resolve().parent.parts for path in paths]
+    folders = [Path(os.path.realpath(path)).parent.parts for path in paths]
     names = []
     for path, parts in zip(paths, folders, strict=True):
         tails = [parts[-depth:] for depth in range(1, len(parts) + 1)]

@@ -89,8 +89,9 @@ def _load(config: DataConfig, path: Path, revision: str | None) -> dict:
     import datasets  # slow to import
 
     is_streamed = config.max_bytes is not None
-    if path.is_dir() and glob.escape(str(path)) != str(path):
-        raise UserError(Mistake("data.path", path, "a folder without *, ? and [ in its path, which datasets expands"))
+    if glob.escape(str(path)) != str(path) and (path.is_dir() or path.suffix.lower() in PACKED):
+        allowed = "a path without *, ? and [ for a folder or a packed file, because datasets takes it for a pattern"
+        raise UserError(Mistake("data.path", path, allowed))
     try:
         if path.is_file():
             loader, options = _loader(path)

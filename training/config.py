@@ -263,7 +263,7 @@ def in_section(section: str, mistake: Mistake | str) -> Mistake | str:
 def default_run_dir(argv: list[str]) -> str:
     """The run directory if none is given, named after the last config file. Each run of a wandb sweep has its own."""
     texts = [flag.words[0] for flag in split_into_flags(argv) if flag.name == "config" and flag.words]
-    files = [user_path(text) for text in texts if user_path(text).exists()]  # the others are settings themselves
+    files = [user_path(text) for text in texts if os.path.exists(user_path(text))]  # the others are settings themselves
     name = files[-1].stem if files else "default"
     if "WANDB_SWEEP_ID" in os.environ:
         name += f"-{os.environ['WANDB_RUN_ID']}"

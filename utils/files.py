@@ -13,6 +13,8 @@ from safetensors import SafetensorError
 
 from utils.errors import UserError
 
+ALMOST_NOTHING = 1 << 20  # bytes that may be free on a disk to which nothing more can be written
+
 
 def user_path(text: str) -> Path:
     """A path that a user typed. A leading ~ is the home folder, also where no shell has expanded it."""
@@ -33,10 +35,19 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, as UTF-8: a reader sees the old content or the new, never a part of it."""
+    """Write a text file atomically, as UTF-8: a reader sees the old content or the new, never a part of it.
+
+    Raises:
+        OSError: if it cannot be written; it names the file. Nothing is left of the attempt.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    replace(temporary, path)
+    with naming(path):
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
 
 def replace(source: Path, target: Path) -> None:
@@ -63,16 +74,30 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def writing_to(folder: Path) -> Generator[None]:
-    """Clean up if writing to a folder fails: remove the folder, and raise an OSError that names it.
+def naming(path: Path) -> Generator[None]:
+    """If writing to a file or folder fails within, raise an OSError that names it.
 
-    On a full disk torch raises a RuntimeError and safetensors a SafetensorError, where an OSError would be expected.
+    On a full disk torch raises a RuntimeError, which does not say so, and safetensors a SafetensorError, where an
+    OSError would be expected.
     """
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, RuntimeError) and shutil.disk_usage(path.parent).free < ALMOST_NOTHING:
+            reason = f"No space left on device ({error})"
+        raise OSError(f"cannot write {path}: {reason}") from error
+
+
+@contextmanager
+def writing_to(folder: Path) -> Generator[None]:
+    """If writing to a folder fails within, remove it, and raise an OSError that names it."""
+    try:
+        with naming(folder):
+            yield
+    except OSError:
         shutil.rmtree(folder, ignore_errors=True)  # free the space on a full disk
-        raise OSError(f"cannot write {folder}: {error}") from error
+        raise
 
 
 def fresh_folder(path: Path) -> Path:

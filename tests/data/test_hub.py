@@ -150,8 +150,10 @@ def test_other_files_and_folders_with_patterns_are_refused(tmp_path, read):
         read(tmp_path / "a.pdf")
     (tmp_path / "d[1]").mkdir()
     (tmp_path / "d[1]" / "a.jsonl").write_bytes(JSONL)
-    with pytest.raises(UserError, match=r"data.path: got .*d\[1\], allowed: a folder without \*, \? and \["):
-        read(tmp_path / "d[1]")
+    (tmp_path / "[b].csv.gz").write_bytes(gzip.compress(b"text\nhello\n"))
+    for name in ("d[1]", "[b].csv.gz"):
+        with pytest.raises(UserError, match=r"data.path: got .*, allowed: a path without \*, \? and \["):
+            read(tmp_path / name)
 
 
 @pytest.mark.parametrize(("name", "content", "reason"), [

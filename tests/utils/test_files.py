@@ -22,6 +22,13 @@ def test_a_failed_write_keeps_the_old_file(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "\ud800")  # half of a surrogate pair, which UTF-8 cannot encode
     assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_text_that_cannot_be_written_names_its_file(tmp_path):
+    path = tmp_path / "missing" / "text.txt"
+    with pytest.raises(OSError, match=r"cannot write .*missing/text.txt: No such file or directory"):
+        write_text(path, "text")
 
 
 def test_replace_renames_a_file_over_another_and_a_folder_with_all_of_its_files(tmp_path):

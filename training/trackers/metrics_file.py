@@ -9,6 +9,7 @@ from pathlib import Path
 from training.trackers.base import Line, Tracker
 from utils.checks import is_number
 from utils.errors import UserError
+from utils.files import naming
 
 
 class MetricsFile(Tracker):
@@ -36,7 +37,7 @@ class MetricsFile(Tracker):
     def log(self, lines: list[Line]) -> None:
         """Write all lines at once, and wait until they are on the disk."""
         text = "".join(to_json(line) + "\n" for line in lines)
-        with self.path.open("a", encoding="utf-8") as file:
+        with naming(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
