@@ -39,6 +39,8 @@ def increasing(low: int) -> Check:
     return Check(f"a list of increasing whole numbers from {low}, or []", lambda value: is_increasing(value, low))
 
 
+LONGEST = 2**31 - 1  # PyTorch counts many things in 32 bits
+SEQ_LEN = Check(f"1 to {LONGEST:,}", lambda value: is_number(value, 1, int) and value <= LONGEST)
 EVEN = Check("an even number, at least 2", lambda value: is_number(value, 2, int) and value % 2 == 0)
 POSITIVE = Check("above 0", lambda value: is_number(value, 0) and value > 0)
 NOT_NEGATIVE = Check("0 or above", lambda value: is_number(value, 0))
@@ -160,7 +162,7 @@ class ModelConfig:
     """dropout after attention and after the feed-forward"""
 
     # Attention.
-    seq_len: int = model_setting(512, at_least(1))
+    seq_len: int = model_setting(512, SEQ_LEN)
     """bytes of context in training; a level without a window never looks back further than this"""
     window_sizes: int | tuple[int | None, ...] | None = level_setting(None, WINDOW)
     """keys that a query sees, itself included; null = all of seq_len, 0 = no attention; per level"""
@@ -230,7 +232,8 @@ class ModelConfig:
                 checks[each.name] = check.fits(getattr(self, each.name)), check.allowed
 
         longest = max(compressions)
-        checks["seq_len"] = is_number(self.seq_len, longest, int), f"at least the largest compression, {longest}"
+        if checks["seq_len"][0]:
+            checks["seq_len"] = self.seq_len >= longest, f"at least the largest compression, {longest}"
         known = self.predict_hierarchy is None or self.predict_hierarchy in compressions
         checks["predict_hierarchy"] = known, f"null or one of {list(compressions)}"
         require(self.to_dict(), **checks)

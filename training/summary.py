@@ -17,7 +17,8 @@ from training.config import Config
 from training.init_from import Source, differences
 from training.record import Change, last_change_of_split, read_corpora
 from training.step import Trainer
-from utils.terminal import coloured, one_line, say
+from utils.checks import is_number
+from utils.terminal import coloured, one_line, say, warn
 
 
 def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float) -> None:
@@ -94,12 +95,17 @@ def validation_scores(config: Config) -> dict[int, float]:
     """Bits per byte by step of each validation in metrics.jsonl on the latest validation split, if it was finite."""
     last_change = last_change_of_split(config.folder, "valid")
     scores = {}
-    with (config.folder / "metrics.jsonl").open(encoding="utf-8") as file:
-        for text in file:
-            line = json.loads(text)
-            score = line.get("validation/bits_per_byte")
-            if score is not None and line["step"] > last_change:
-                scores[line["step"]] = score
+    path = config.folder / "metrics.jsonl"
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                line = dict(json.loads(text))
+                score, step = line.get("validation/bits_per_byte"), int(line["step"])
+            except (ValueError, TypeError, KeyError, RecursionError):
+                warn(f"line {number} of {path} is damaged, and passed over")
+                continue
+            if score is not None and is_number(score, 0) and step > last_change:
+                scores[step] = score
     return scores
 
 

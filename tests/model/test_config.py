@@ -9,6 +9,7 @@ from tests.model.strategies import model_configs
 ILLEGAL = [
     ({"num_tokens": 1}, "num_tokens: got 1"),
     ({"depth": 0}, "depth: got 0"),
+    ({"seq_len": 10**30}, f"seq_len: got {10**30}, allowed: 1 to 2,147,483,647"),
     ({"seq_len": 2, "hierarchies": (1, 4)}, "seq_len: got 2, allowed: at least the largest compression, 4"),
     ({"dim": (8, 8)}, r"dim: got \[8, 8\]"),
     ({"dim": 0}, "dim: got 0"),

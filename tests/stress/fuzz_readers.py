@@ -375,6 +375,8 @@ def draw_dataset(folder: Path, chance: random.Random) -> Case:
     suffix = chance.choice([f".{kind}", f".{kind}", f".{kind.upper()}"])
     if kind in ("jsonl", "csv", "txt") and chance.random() < 0.3:
         content, suffix = gzip.compress(content), f"{suffix}.gz"
+        if set(name) & set("*?["):
+            case.may_fail = "a packed file whose name is a pattern"
     if chance.random() < 0.15:
         content = damaged(content, chance)
         case.may_fail, case.is_uncertain = "a damaged file", True

@@ -40,6 +40,15 @@ def test_a_run_without_a_validation_has_no_score_and_no_model(tmp_path, capsys):
     assert list(said) == ["trained", "time", "resume with"]
 
 
+def test_damaged_lines_of_metrics_are_passed_over_and_said(tmp_path, capsys):
+    lines = [{"step": 1, "validation/bits_per_byte": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[0]) + '\n{"st\n[]\n{"loss": 1}\n\n')
+    print_summary(Config(run_dir=str(tmp_path)), RunState(step=1, seconds=1.0), bytes_per_step=2048)
+    said = capsys.readouterr()
+    assert "best        2.0000 bits per byte" in said.out
+    assert [line.split(" of ")[0] for line in said.err.splitlines()] == [f"warning: line {n}" for n in (2, 3, 4, 5)]
+
+
 def test_a_finished_run_is_not_told_how_to_resume(tmp_path, capsys):
     lines = [{"step": 1, "validation/bits_per_byte": 2.0}]
     assert list(summary(tmp_path, lines, RunState(step=1, seconds=1.0), capsys, 1)) == ["best", "trained", "time"]
