@@ -1,5 +1,6 @@
 """The run directory: one run each, with its settings."""
 
+import shlex
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,5 +105,9 @@ def run_errors(run_dir: Path) -> Generator[None]:
         yield
     except RUN_FAILURES as error:
         checkpoint = newest_whole_checkpoint(run_dir)
-        advice = f"; {checkpoint} is whole: continue with --run_dir {run_dir} --resume" if checkpoint else ""
+        advice = (
+            f"; {checkpoint} is whole: continue with --run_dir {shlex.quote(str(run_dir))} --resume"
+            if checkpoint
+            else ""
+        )
         fail(f"{error}{advice}", code=1)

@@ -11,8 +11,11 @@ from safetensors import SafetensorError
 
 
 def user_path(text: str) -> Path:
-    """A path that a user typed. A leading ~ is the home folder, also where no shell has expanded it."""
-    return Path(text).expanduser()
+    """A path that a user typed. A leading ~ is the home folder, also where no shell has expanded it.
+
+    `~name` stays as it is if there is no such user.
+    """
+    return Path(os.path.expanduser(text))
 
 
 def write_text(path: Path, text: str) -> None:
