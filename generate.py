@@ -1,6 +1,9 @@
 """Continue a text with a trained model: `python generate.py RUN_DIR --prompt "The " --length 512`.
 
-The same seed gives the same bytes. A single sample is printed while it is generated, several are printed at the end.
+The prompt is `--prompt TEXT`, all bytes of `--prompt-file FILE`, or each line of `--prompts FILE`; `-` is standard
+input. A single sample is printed while it is generated, several are printed when they are complete. The same seed
+gives the same bytes, and a prompt gets the samples that it would get alone, up to rounding.
+
 With `--score FILE` nothing is generated: the program prints how many bits each byte of the file costs the model, or
 writes a page for the browser with `--heatmap`.
 """
@@ -11,22 +14,28 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 
-from data.text import to_ids, to_text
 from evaluation.heatmap import byte_bits, write_heatmap
 from model import HierarchicalTransformer
 from model.generation.load import best_device, load_model
 from model.generation.prepare import prepare_for_generation
-from model.generation.sampling import row_generators
+from model.generation.sampling import NOTHING, Sampling, row_generators, within_reach
 from training.command_line import parse_as, user_errors
 from utils.errors import Mistake, UserError, reading_errors
 from utils.files import user_path
-from utils.terminal import harmless, run_program
+from utils.terminal import harmless, run_program, say
+
+MOST_FILE_BYTES = 100_000_000  # of prompts: a device such as /dev/zero has no end
+MOST_PASS_BYTES = 65_536  # of prompts that are read in one pass, which takes up to 64 kB of memory a byte
+
+# New bytes of each sample so far, by the index of its prompt and its own index.
+Samples = dict[tuple[int, int], bytearray]
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,11 @@ class Arguments:
     """a run directory"""
     prompt: str | None = None
     """the text to continue, at least one byte"""
+    prompt_file: str | None = None
+    """a file with the text to continue, - for standard input: all of its bytes, a newline at its end included"""
+    prompts: str | None = None
+    """a file with a text to continue in each line, - for standard input; line ends, also those of Windows, are left
+    out; the same prompt gets the same samples, wherever it is in the file"""
     length: NonNegativeInt = 512
     """number of bytes to generate"""
     temperature: float = 1.0
@@ -54,7 +68,9 @@ class Arguments:
     seed: NonNegativeInt = 0
     """seed of the sampling"""
     num_samples: PositiveInt = 1
-    """number of samples for the prompt"""
+    """number of samples of each prompt"""
+    batch_size: PositiveInt = 64
+    """at most this many samples are generated at once; fewer need less memory"""
     compile: bool = False
     """on a CPU: compile the model first, which takes seconds, then generate faster; for long texts"""
     no_cache: bool = False
@@ -69,79 +85,236 @@ class Arguments:
     """cpu, cuda or mps; the best that this machine has if left out"""
 
     def __post_init__(self):
-        mistakes = []
-        if (self.prompt is None) == (self.score is None):
-            mistakes.append("pass either --prompt or --score")
+        mistakes: list[Mistake | str] = []
+        if sum(each is not None for each in (self.prompt, self.prompt_file, self.prompts, self.score)) != 1:
+            mistakes.append("pass one of --prompt, --prompt-file, --prompts and --score")
         if self.heatmap is not None and self.score is None:
             mistakes.append("--heatmap needs --score FILE")
         for character in self.stop:
             if not character.isascii():
-                count = {2: "two", 3: "three", 4: "four"}[len(character.encode())]
-                mistakes.append(f"--stop takes ASCII characters only: {character} is {count} bytes")
+                count = len(character.encode(errors="surrogateescape"))
+                number = {1: "none", 2: "two bytes", 3: "three bytes", 4: "four bytes"}[count]
+                mistakes.append(f"--stop takes ASCII characters only: {character} is {number}")
+        try:
+            Sampling(**self.sampling)
+        except UserError as error:
+            mistakes += error.mistakes
         if mistakes:
             raise UserError(*mistakes)
+
+    @property
+    def stop_bytes(self) -> bytes:
+        """The bytes that end a sample."""
+        return self.stop.encode(errors="ignore")
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """The fields of `Sampling`."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        return {name: getattr(self, name) for name in names} | {"stop": tuple(self.stop_bytes)}
 
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_as(Arguments, argv, "generate.py", __doc__)
     with user_errors():
-        model = load_model(user_path(args.run_dir), args.device or best_device())
-        if args.score is not None:
-            score_file(model, user_path(args.score), args)
-        elif args.prompt is not None:
-            continue_prompt(model, args.prompt, args)
+        run(args)
 
 
-def continue_prompt(model: HierarchicalTransformer, prompt: str, args: Arguments) -> None:
-    """Generate the samples and print them."""
+def run(args: Arguments) -> None:
+    """Generate or score, as the command line says."""
+    prompts = [] if args.score is not None else read_prompts(args)
+    model = load_model(user_path(args.run_dir), args.device or best_device())
+    if args.score is not None:
+        score_file(model, user_path(args.score), args)
+        return
     prepare_for_generation(model, args.compile)
-    device = next(model.parameters()).device
-    ids = to_ids(prompt)
-    stop_bytes = args.stop.encode()
-    tokens = model.stream(
-        ids.to(device),
-        args.length,
-        num_samples=args.num_samples,
-        use_cache=not args.no_cache,
-        generator=row_generators(args.seed, args.num_samples),
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        min_p=args.min_p,
-        repetition_penalty=args.repetition_penalty,
-        stop=tuple(stop_bytes),
-    )
-    if args.num_samples == 1 and not args.json:
-        print_as_generated(to_text(ids[0]), tokens)
+    continue_prompts(model, prompts, args)
+
+
+# -- prompts
+
+
+def read_prompts(args: Arguments) -> list[bytes]:
+    """The prompts that the command line names.
+
+    Raises:
+        UserError: if a file cannot be read, or a prompt is empty.
+    """
+    if args.prompts is not None:
+        return split_into_prompts(read_bytes("prompts", args.prompts), args.prompts)
+    if args.prompt_file is not None:
+        prompt = read_bytes("prompt_file", args.prompt_file)
+        if not prompt:
+            raise UserError(Mistake("prompt_file", f"{args.prompt_file}, which is empty", "at least one byte"))
+        return [prompt]
+    assert args.prompt is not None
+    if not args.prompt:
+        raise UserError(Mistake("prompt", args.prompt, "at least one byte"))
+    return [args.prompt.encode(errors="surrogateescape")]  # bytes that are no UTF-8 as they were typed
+
+
+def read_bytes(name: str, path: str) -> bytes:
+    """The bytes of a file, or of standard input for "-". Errors name the flag."""
+    with reading_errors(name, path):
+        source = 0 if path == "-" else user_path(path)
+        with open(source, "rb", closefd=path != "-") as file:
+            content = file.read(MOST_FILE_BYTES + 1)
+    if len(content) > MOST_FILE_BYTES:
+        raise UserError(Mistake(name, f"more than {MOST_FILE_BYTES:,} bytes in {path}", "fewer"))
+    return content
+
+
+def split_into_prompts(content: bytes, path: str) -> list[bytes]:
+    r"""The lines of a file without their ends, \n or \r\n.
+
+    Raises:
+        UserError: if a line is empty, or there is none.
+    """
+    lines = content.removesuffix(b"\n").split(b"\n")
+    if any(line.endswith(b"\r") for line in lines):
+        say(f"prompts: {path} has the line ends of Windows, \\r\\n, which are left out", stream=sys.stderr)
+        lines = [line.removesuffix(b"\r") for line in lines]
+    for number, line in enumerate(lines, start=1):
+        if not line:
+            raise UserError(Mistake("prompts", f"an empty line {number} in {path}", "at least one byte in each line"))
+    return lines
+
+
+# -- samples
+
+
+def continue_prompts(model: HierarchicalTransformer, prompts: list[bytes], args: Arguments) -> None:
+    """Generate the samples of each prompt and print them, in the order of the prompts.
+
+    Raises:
+        KeyboardInterrupt: at Ctrl-C, after printing what there is.
+    """
+    if len(prompts) == args.num_samples == 1 and not args.json:
+        print_as_generated(prompts[0], draw(model, prompts, range(1), args))
         return
 
-    columns = [token.tolist() for token in tokens]  # a list per byte, with the byte of each sample
-    for i in range(args.num_samples):
-        sample = until_stop([column[i] for column in columns], stop_bytes)
-        text = to_text(torch.tensor(sample))
-        if args.json:
-            print(json.dumps({"prompt": prompt, "text": text, "bytes": sample, "seed": args.seed}))
-        else:
-            print(f"--- sample {i + 1} of {args.num_samples} ---")
-            print(to_text(ids[0]) + text)
+    prompts_at_once = max(1, args.batch_size // args.num_samples)
+    for start in range(0, len(prompts), prompts_at_once):
+        indices = range(len(prompts))[start : start + prompts_at_once]
+        for first in range(0, args.num_samples, args.batch_size):
+            numbers = range(args.num_samples)[first : first + args.batch_size]
+            print_samples(model, prompts, indices, numbers, args)
 
 
-def print_as_generated(prompt: str, tokens: Iterator[Tensor]) -> None:
-    """Print the prompt, then each character of a sample as soon as its last byte is generated."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    sys.stdout.write(prompt)
+def print_samples(
+    model: HierarchicalTransformer, prompts: list[bytes], indices: range, numbers: range, args: Arguments
+) -> None:
+    """Generate samples with these numbers of the prompts at these indices, and print them."""
+    samples: Samples = {(i, number): bytearray() for i in indices for number in numbers}
+    interrupted = False
+    try:
+        for group in of_similar_length(model, prompts, indices, args.length):
+            of_group = [samples[i, number] for i in group for number in numbers]
+            for step in draw(model, [prompts[i] for i in group], numbers, args):
+                append_step(of_group, step, args.stop_bytes)
+    except KeyboardInterrupt:
+        interrupted = True
+        samples = {key: new for key, new in samples.items() if new}
+
+    for (i, number), new in samples.items():
+        print_sample(prompts, i, number, bytes(new), args)
+    if interrupted:
+        raise KeyboardInterrupt
+
+
+def of_similar_length(
+    model: HierarchicalTransformer, prompts: list[bytes], indices: range, most_apart: int
+) -> Iterator[list[int]]:
+    """Divide prompts into groups to generate together, given and returned as indices.
+
+    In a group, longer prompts are still read byte by byte while shorter ones already draw. So lengths in a group differ
+    by at most as many bytes as are drawn, and a group takes at most twice the steps of one prompt.
+    """
+    lengths = {i: len(within_reach(to_ids(prompts[i]), model.config)) for i in indices}
+    group: list[int] = []
+    for i in sorted(indices, key=lambda i: lengths[i]):
+        too_long = group and lengths[i] > lengths[group[0]] + most_apart
+        too_many = (len(group) + 1) * lengths[i] > MOST_PASS_BYTES
+        if group and (too_long or too_many):
+            yield group
+            group = []
+        group.append(i)
+    yield group
+
+
+def draw(model: HierarchicalTransformer, prompts: list[bytes], numbers: range, args: Arguments) -> Iterator[list[int]]:
+    """Yield the next byte of each sample, as `stream` does: neighbouring rows are samples of one prompt.
+
+    A sample's random numbers depend on the seed and its number, and not on its prompt or the other prompts.
+    """
+    device = next(model.parameters()).device
+    tokens = model.stream(
+        [to_ids(prompt).to(device) for prompt in prompts],
+        args.length,
+        num_samples=len(numbers),
+        use_cache=not args.no_cache,
+        generator=[each for _ in prompts for each in row_generators(args.seed, len(numbers), numbers[0])],
+        **args.sampling,
+    )
     for token in tokens:
-        sys.stdout.write(harmless(decoder.decode(bytes(token.tolist()))))
-        sys.stdout.flush()
-    print(harmless(decoder.decode(b"", final=True)))
+        yield token.tolist()
 
 
-def until_stop(sample: list[int], stop_bytes: bytes) -> list[int]:
-    """A sample up to and including its first stop byte."""
-    for i, byte in enumerate(sample):
-        if byte in stop_bytes:
-            return sample[: i + 1]
-    return sample
+def to_ids(prompt: bytes) -> Tensor:
+    """Bytes as a tensor (n) uint8."""
+    return torch.frombuffer(bytearray(prompt), dtype=torch.uint8)
+
+
+def append_step(samples: list[bytearray], step: list[int], stop_bytes: bytes) -> None:
+    """Append the next byte to each sample, unless it is in its prompt or has met a stop byte."""
+    for sample, byte in zip(samples, step, strict=True):
+        has_ended = len(sample) > 0 and sample[-1] in stop_bytes
+        if byte != NOTHING and not has_ended:
+            sample.append(byte)
+
+
+# -- output
+
+
+def print_as_generated(prompt: bytes, steps: Iterator[list[int]]) -> None:
+    """Print the prompt, then each character of its sample as soon as its last byte is generated."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    sys.stdout.write(harmless(decoder.decode(prompt)))
+    sys.stdout.flush()
+    try:
+        for step in steps:
+            sys.stdout.write(harmless(decoder.decode(bytes(step))))
+            sys.stdout.flush()
+    finally:
+        print(harmless(decoder.decode(b"", final=True)))
+
+
+def print_sample(prompts: list[bytes], i: int, number: int, new: bytes, args: Arguments) -> None:
+    """Print a complete sample: a JSON object, or a header, the prompt and the new bytes."""
+    prompt = prompts[i]
+    if args.json:
+        print(json.dumps(as_json(prompt, i, number, new, args.seed)))
+        return
+    parts = []
+    if len(prompts) > 1:
+        parts.append(f"prompt {i + 1} of {len(prompts)}")
+    if args.num_samples > 1:
+        parts.append(f"sample {number + 1} of {args.num_samples}")
+    print(f"--- {', '.join(parts)} ---")
+    print(harmless((prompt + new).decode(errors="replace")))
+
+
+def as_json(prompt: bytes, i: int, number: int, new: bytes, seed: int) -> dict[str, Any]:
+    """A sample as JSON values. Both indices count from 0. Bytes of a prompt are there if it is no UTF-8."""
+    text = prompt.decode(errors="replace")
+    of_prompt: dict[str, Any] = {"prompt_index": i, "prompt": text}
+    if text.encode() != prompt:
+        of_prompt["prompt_bytes"] = list(prompt)
+    new_text = harmless(new.decode(errors="replace"))
+    return {**of_prompt, "sample_index": number, "text": new_text, "bytes": list(new), "seed": seed}
+
+
+# -- scores
 
 
 def score_file(model: HierarchicalTransformer, path: Path, args: Arguments) -> None:
@@ -151,6 +324,8 @@ def score_file(model: HierarchicalTransformer, path: Path, args: Arguments) -> N
         UserError: if the file cannot be read, or has fewer than two bytes.
     """
     with reading_errors("score", path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"score: {path} is no regular file")
         text = np.fromfile(path, dtype=np.uint8)
     if args.heatmap is not None:
         print(json.dumps(write_heatmap(user_path(args.heatmap), model, text, user_path(args.run_dir), path)))

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from argparse import SUPPRESS, Action
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -13,14 +14,16 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_type_hints
 
 import docstring_parser
 import yaml
-from jsonargparse import ArgumentParser, Namespace, set_dumper
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_dumper
 from tqdm import tqdm
 
 from training.reading import (
+    SECTION,
     Flag,
     Reading,
     allowed_by,
     find_actions,
+    in_words,
     is_section,
     kind_of,
     load_section,
@@ -28,13 +31,28 @@ from training.reading import (
     takes_null,
     underscored,
 )
-from utils.errors import Mistake, UserError
+from utils.errors import Mistake, UserError, as_typed
 from utils.terminal import coloured, one_line
 
 T = TypeVar("T")
 
 # What --print_config prints: ASCII only, so that it is the same on every terminal, and harmless.
 set_dumper("yaml", partial(yaml.safe_dump, sort_keys=False))
+
+
+class Help(DefaultHelpFormatter):
+    """Help texts that end with what a value may be, in words, and its default, as both are typed."""
+
+    def _get_help_string(self, action: Action) -> str:
+        if is_section(action):
+            return str(action.help) if isinstance(action, ActionConfigFile) else SECTION
+        notes = []
+        if kind_of(action) is not None:
+            notes.append(in_words(kind_of(action)))
+        default_is_null = action.default is None and takes_null(action)  # a flag has no null: it is given or not
+        if action.option_strings and (default_is_null or action.default not in (None, SUPPRESS, "")):
+            notes.append(f"default: {as_typed(action.default)}")
+        return f"{action.help} ({', '.join(notes)})" if notes else str(action.help)
 
 
 class Parser(ArgumentParser):
@@ -60,7 +78,7 @@ class Parser(ArgumentParser):
         self.build = build
         self.rests_on = rests_on or {}
         self.inherited: dict[str, Any] = {}
-        super().__init__(allow_abbrev=False, **options)
+        super().__init__(allow_abbrev=False, formatter_class=Help, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, *rest, **options) -> Namespace:
         """Parse a command line, by default that of the process."""
@@ -95,6 +113,7 @@ class Parser(ArgumentParser):
         for action in actions:
             if set(get_args(kind_of(action))) == {str, NoneType}:
                 action._typehint = str
+                action.takes_null = True
 
     def spell(self, flag: Flag) -> list[str]:
         """The words of a flag, with dashes or underscores in its name as the parser has them."""

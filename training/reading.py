@@ -210,10 +210,8 @@ def is_section(action: Action) -> bool:
 
 
 def takes_null(action: Action) -> bool:
-    """Whether a setting may be null: one that is so by default, or whose type says so."""
-    if is_section(action):
-        return False
-    return action.default is None or NoneType in get_args(kind_of(action))
+    """Whether a setting may be null. That of a text is noted beside its type, see `Parser.take_text_as_typed`."""
+    return getattr(action, "takes_null", False) or NoneType in get_args(kind_of(action))
 
 
 def typed(action: Action, value: Any) -> Any:
@@ -275,7 +273,7 @@ def load_section(text: str, name: str) -> dict:
     Raises:
         UserError: as `load_settings` does.
     """
-    if os.path.exists(os.path.expanduser(text)) or "{" not in text:
+    if os.path.exists(user_path(text)) or "{" not in text:
         return load_settings(user_path(text), name)
     return parse_settings(text, name, text)
 

@@ -1,5 +1,6 @@
 """The run directory: one run each, with its settings and its lock."""
 
+import shlex
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -104,7 +105,8 @@ def run_errors(run_dir: Path) -> Generator[None]:
         yield
     except RUN_FAILURES as error:
         checkpoint = newest_whole_checkpoint(run_dir)
-        advice = f"; {checkpoint} is whole: continue with --run_dir {run_dir} --resume" if checkpoint else ""
+        resume = f"--run_dir {shlex.quote(str(run_dir))} --resume"
+        advice = f"; {checkpoint} is whole: continue with {resume}" if checkpoint else ""
         message = f"{error}{advice}"
         if isinstance(error, Diverged):
             reject([message], code=1)  # every process diverges

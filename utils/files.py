@@ -17,8 +17,11 @@ ALMOST_NOTHING = 1 << 20  # bytes that may be free on a disk to which nothing mo
 
 
 def user_path(text: str) -> Path:
-    """A path that a user typed. A leading ~ is the home folder, also where no shell has expanded it."""
-    return Path(text).expanduser()
+    """A path that a user typed. A leading ~ is the home folder, also where no shell has expanded it.
+
+    `~name` stays as it is if there is no such user.
+    """
+    return Path(os.path.expanduser(text))
 
 
 def read_json(path: Path) -> Any:

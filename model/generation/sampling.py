@@ -262,13 +262,16 @@ def generate(model, prompt: Tensor | Sequence[Tensor], length: int, **options) -
     return torch.stack([torch.cat((row, row[-1:].expand(longest - len(row)))) for row in new])
 
 
-def row_generators(seed: int, rows: int) -> list[torch.Generator]:
+def row_generators(seed: int, rows: int, first: int = 0) -> list[torch.Generator]:
     """A generator for each row of a batch, so that sample i of a seed is the same in a batch of any size.
 
     Seeds of neighbouring rows must not be neighbouring numbers, or seed 1 and seed 2 would share samples.
+
+    Args:
+        first: which sample the first row is.
     """
     generators = []
-    for row in range(rows):
+    for row in range(first, first + rows):
         generator = torch.Generator()
         generator.manual_seed((seed + row * 0x9E3779B97F4A7C15) % (1 << 63))
         generators.append(generator)
@@ -288,8 +291,9 @@ def check_arguments(
         num_samples=(is_number(num_samples, 1, Integral), "1 or more"),
     )
     for each in prompts:
-        if each.is_floating_point() or each.min() < 0 or each.max() >= num_tokens:
-            got = f"{each.dtype} from {each.min().item()} to {each.max().item()}"
+        low, high = each.min().item(), each.max().item()  # numbers, as 256 is 0 in uint8
+        if each.is_floating_point() or low < 0 or high >= num_tokens:
+            got = f"{each.dtype} from {low} to {high}"
             raise UserError(Mistake("prompt", got, f"whole numbers from 0 to {num_tokens - 1}"))
     rows = len(prompts) * num_samples
     if isinstance(generator, Sequence) and len(generator) != rows:

@@ -7,6 +7,8 @@ from jsonargparse.typing import PositiveInt
 
 import evaluate
 import generate
+import plot
+import train
 from training.command_line import Parser, parse_as, user_errors
 from training.config import load_config
 from training.reading import in_words
@@ -92,6 +94,8 @@ def test_a_section_may_be_in_a_file_of_its_own(tmp_path, monkeypatch):
     assert load_config(["--train", "train.yaml", "--train.seed=8"]).train.max_steps == 9
     assert load_config(["--config", "all.yaml"]).train.seed == 7
     assert load_config(["--train={seed: 7}", "--train.max_steps=9"]).train.seed == 7
+    too_long_for_a_path = f"--config={{data: {{name: files, path: {'a' * 5000}}}}}"
+    assert load_config([too_long_for_a_path]).data.path == "a" * 5000
 
 
 def test_a_run_is_named_after_its_last_config_file(tmp_path, monkeypatch):
@@ -118,6 +122,20 @@ def test_positional_arguments_may_come_anywhere():
 
 def test_the_choice_no_is_a_word():
     assert load_config(["--train.mixed_precision=no"]).train.mixed_precision == "no"
+
+
+def test_help_is_in_words(capsys):
+    for program in (train, evaluate, generate, plot):
+        with pytest.raises(SystemExit):
+            program.main(["--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        for name in ("NonNegativeInt", "PositiveInt", "Literal", "tuple[", "type:", "required", "False"):
+            assert name not in said, name
+        assert ("left out (text, default: null)" not in said and "left out (text)" in said) or program is train
+    with pytest.raises(SystemExit):
+        generate.main(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "number of samples of each prompt (a whole number, 1 or above, default: 1)" in said
 
 
 @pytest.mark.parametrize(
@@ -158,7 +176,7 @@ def test_a_program_reports_all_mistakes_of_its_own_too(capsys):
         parse_as(generate.Arguments, ["run", "--length=x", "--heatmap=a.html", "--stop=é"], "generate.py", "")
     assert capsys.readouterr().err.splitlines() == [
         "error: length: got x, allowed: a whole number, 0 or above",
-        "error: pass either --prompt or --score",
+        "error: pass one of --prompt, --prompt-file, --prompts and --score",
         "error: --heatmap needs --score FILE",
         "error: --stop takes ASCII characters only: é is two bytes",
     ]

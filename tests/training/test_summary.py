@@ -1,6 +1,8 @@
 """What a run prints about its attention at the start, and about itself at the end."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import torch
 from model import ModelConfig
 from training.checkpoints import RunState
 from training.config import Config, TrainConfig
+from training.run_dir import run_errors
 from training.summary import attention_backends, print_summary
 
 
@@ -71,3 +74,13 @@ def test_a_finished_run_is_not_told_how_to_resume(tmp_path, capsys):
 def test_the_header_has_the_attention_backend_of_each_level(arguments, line):
     config = ModelConfig(seq_len=2048, hierarchies=(1, 4), **arguments)
     assert attention_backends(config, "cpu", torch.float32) == line
+
+
+def test_a_run_that_fails_says_how_to_go_on_with_a_path_that_a_shell_takes(whole, tmp_path, capsys):
+    run_dir = tmp_path / "a run; $HOME"
+    shutil.copytree(whole, run_dir)
+    with pytest.raises(SystemExit) as end, run_errors(run_dir):
+        raise OSError("the disk is full")
+    assert end.value.code == 1
+    command = capsys.readouterr().err.partition("continue with ")[2]
+    assert shlex.split(command) == ["--run_dir", str(run_dir), "--resume"]
