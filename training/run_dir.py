@@ -18,7 +18,17 @@ from utils.locks import holder_of, try_lock
 
 
 def check_run_dir(config: Config) -> None:
-    """Check that the run directory is free, or that --resume may continue the run in it.
+    """Check that no run trains in the run directory, and what `check_run_in` checks.
+
+    Raises:
+        UserError: when that is not so.
+    """
+    refuse_if_in_use(config.folder)
+    check_run_in(config)
+
+
+def check_run_in(config: Config) -> None:
+    """Check that the run directory holds no run, or that --resume may continue the one that it holds.
 
     Raises:
         UserError: when it holds a run and this is no resume, when it holds none to resume, or another run.
@@ -51,7 +61,7 @@ def open_run_dir(config: Config, process: int) -> FileLock:
     try:
         lock = lock_run_dir(run_dir, process)
         if process == 0:
-            check_run_dir(config)
+            check_run_in(config)
             delete_half_written(run_dir)
             (run_dir / "checkpoints").mkdir(exist_ok=True)
             (run_dir / "samples").mkdir(exist_ok=True)
@@ -62,14 +72,16 @@ def open_run_dir(config: Config, process: int) -> FileLock:
 
 def lock_run_dir(run_dir: Path, process: int) -> FileLock:
     """Take RUN_DIR/.locks/PROCESS; see `open_run_dir`."""
-    folder = run_dir / ".locks"
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = take_lock(folder / str(process), run_dir)
     if process == 0:
-        for path in sorted(folder.glob("*[0-9]")):
-            if path.name != "0":
-                take_lock(path, run_dir).release()
-    return lock
+        refuse_if_in_use(run_dir)
+    (run_dir / ".locks").mkdir(parents=True, exist_ok=True)
+    return take_lock(run_dir / ".locks" / str(process), run_dir)
+
+
+def refuse_if_in_use(run_dir: Path) -> None:
+    """Raise a UserError if any process of another run has a lock."""
+    for path in sorted((run_dir / ".locks").glob("*[0-9]")):
+        take_lock(path, run_dir).release()
 
 
 def take_lock(path: Path, run_dir: Path) -> FileLock:

@@ -243,8 +243,7 @@ def check_refusal(intruder: Started, pids: list[int]) -> None:
     if intruder.wait(0) != 2 or len(lines) != 1 or not lines[0].startswith("error: "):
         raise Fault(f"a second train.py was not refused with code 2 and one line, while {pids} were alive\n{intruder}")
     named = re.search(r"process (\d+)", lines[0])
-    is_told_of_a_run = "--resume" not in intruder.line and "already holds a run" in lines[0]
-    if not is_told_of_a_run and (named is None or int(named[1]) not in pids):
+    if named is None or int(named[1]) not in pids:
         raise Fault(f"the line names none of the processes {pids}\n{intruder}")
 
 

@@ -1,6 +1,7 @@
 """Runs are refused where they could do harm, in a line each. In this process, on copies of a finished run."""
 
 import json
+import os
 import shutil
 import signal
 from pathlib import Path
@@ -90,6 +91,14 @@ class TestLock:
         line = refused(training_script.main, "--config", workplace / "tiny.yaml", "--run_dir", tmp_path)
         assert "is in use: process " in line
         assert content(tmp_path) == {}
+        lock.release()
+
+    def test_a_fresh_start_on_a_running_run_is_told_who_trains_there(self, workplace, refused, tmp_path):
+        (tmp_path / ".locks").mkdir()
+        lock = try_lock(tmp_path / ".locks" / "1")  # the main process may be gone
+        (tmp_path / "config.yaml").write_text("train: {max_steps: 1}")
+        line = refused(training_script.main, "--config", workplace / "tiny.yaml", "--run_dir", tmp_path)
+        assert f"is in use: process {os.getpid()} on " in line
         lock.release()
 
     def test_a_fresh_start_is_refused_if_another_has_trained_since_it_was_checked(self, tmp_path):
