@@ -33,7 +33,7 @@ from training.parallel import build_accelerator, main_process_first
 from training.reading import load_settings
 from training.record import changed_splits, read_corpora
 from utils.errors import Mistake, UserError, reading_errors
-from utils.files import user_path
+from utils.files import refuse_endless, user_path
 from utils.terminal import run_program, warn
 
 VERIFIED_BYTES = 100_000  # scored by --verify if there is no --limit, since decoding takes one forward pass per byte
@@ -128,6 +128,7 @@ def read_text(args: Arguments) -> Text:
     """
     if args.file is not None:
         with reading_errors("file", args.file):
+            refuse_endless("file", user_path(args.file))
             data = np.fromfile(user_path(args.file), dtype=np.uint8)
         source: dict[str, str | bool | None] = {"file": args.file}
     else:

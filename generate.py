@@ -28,7 +28,7 @@ from model.generation.prepare import prepare_for_generation
 from model.generation.sampling import NOTHING, Sampling, row_generators, within_reach
 from training.command_line import parse_as, user_errors
 from utils.errors import Mistake, UserError, reading_errors
-from utils.files import user_path
+from utils.files import refuse_endless, user_path
 from utils.terminal import harmless, run_program, say
 
 MOST_FILE_BYTES = 100_000_000  # of prompts: a device such as /dev/zero has no end
@@ -324,8 +324,7 @@ def score_file(model: HierarchicalTransformer, path: Path, args: Arguments) -> N
         UserError: if the file cannot be read, or has fewer than two bytes.
     """
     with reading_errors("score", path):
-        if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"score: {path} is no regular file")
+        refuse_endless("score", path)
         text = np.fromfile(path, dtype=np.uint8)
     if args.heatmap is not None:
         print(json.dumps(write_heatmap(user_path(args.heatmap), model, text, user_path(args.run_dir), path)))

@@ -83,6 +83,7 @@ def test_it_says_whether_the_split_is_that_of_training(workplace, train_here, ca
         (["--context", "64", "--stride", "65"], "stride: got 65, allowed: 1 to"),
         (["--device", "abacus"], "device: got abacus"),
         (["--file", "."], ". cannot be read (Is a directory)"),
+        (["--file", "/dev/zero"], "/dev/zero is no regular file"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )

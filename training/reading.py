@@ -16,7 +16,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from training.yaml_text import UnfitYAML, parse_yaml
 from utils.errors import Mistake, UserError, reading_errors
-from utils.files import user_path
+from utils.files import refuse_endless, user_path
 
 WORDS = {
     int: "a whole number",
@@ -285,9 +285,8 @@ def load_settings(path: Path, name: str) -> dict:
         UserError: if it cannot be read, is not YAML, holds no settings, or has one twice.
     """
     with reading_errors(name, path):
+        refuse_endless(name, path)
         size = path.stat().st_size
-        if not path.is_file() and not path.is_dir():  # reading a pipe could wait for ever
-            raise UserError(f"{name}: {path} is no regular file")
         if size > MOST_BYTES:
             raise UserError(f"{name}: {path} has {size:,} bytes, allowed: at most {MOST_BYTES:,}")
         content = path.read_bytes()

@@ -24,6 +24,12 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def refuse_endless(name: str, path: Path) -> None:
+    """Raise a UserError if a path is a pipe or a device, which may never end. `name` is the setting that it is from."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise UserError(f"{name}: {path} is no regular file")
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 
