@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import time
-import warnings
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +16,7 @@ from data.store import Corpus, Streams, load_corpus, write_corpus
 from utils.errors import UserError
 from utils.files import user_path
 from utils.locks import holder_of, try_lock
+from utils.terminal import warn
 
 FORMAT = 2  # changes with the way in which corpora are read
 WRITING = ".writing-"  # begins the names of folders that are being written
@@ -64,7 +64,7 @@ def _load_or_write(folder: Path, name: str, source: str, read: Callable[[Tally],
         if corpus is not None:
             return corpus
         if folder.exists():
-            warnings.warn(f"the corpus in {folder} is damaged or incomplete: it is read again", stacklevel=4)
+            warn(f"the corpus in {folder} is damaged or incomplete: it is read again")
         _remove_leftovers(folder.parent)
         tally = Tally()
         return write_corpus(folder, _temporary(folder), name, source, read(tally), tally)
@@ -89,7 +89,7 @@ def _only_writer(folder: Path) -> Generator[None]:
     except NotImplementedError as error:
         raise UserError(f"data.cache_dir: the file system of {folder.parent} has no locks ({error})") from error
     if lock is None:
-        warnings.warn(f"waiting for {holder_of(path)}, which is reading the same corpus", stacklevel=4)
+        warn(f"waiting for {holder_of(path)}, which is reading the same corpus")
     while lock is None:
         time.sleep(POLL_SECONDS)
         lock = try_lock(path)

@@ -3,7 +3,6 @@
 import functools
 import glob
 import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from data.report import Tally
 from data.store import SPLITS, Corpus, Streams, split_sizes
 from utils.errors import Mistake, UserError
 from utils.files import user_path
+from utils.terminal import warn
 
 # A dataset's own names of its splits, and ours. Other splits are not read.
 SPLIT_NAMES = {"train": "train", "valid": "valid", "validation": "valid", "dev": "valid", "test": "test"}
@@ -66,10 +66,9 @@ def read_dataset(config: DataConfig) -> Corpus:
     corpus = cached(config, key, config.path, read, listing)
     if revision != corpus.report.revision:
         newest = f"is now at revision {revision}" if revision else "cannot be asked for its newest revision"
-        warnings.warn(
+        warn(
             f"the dataset {config.path} {newest}; this is revision {corpus.report.revision}, which was read before "
-            f"(delete {corpus.folder} to read it again)",
-            stacklevel=2,
+            f"(delete {corpus.folder} to read it again)"
         )
     return corpus
 

@@ -126,9 +126,7 @@ def test_commands_name_files_flags_and_settings_that_exist(document):
             assert {word for word in words[2:position] if word.startswith("--")} <= flags_of_launcher, words
 
 
-def test_the_readme_is_short_and_its_examples_compile():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) < 300
+def test_the_examples_of_the_readme_compile():
     examples = blocks(ROOT / "README.md", "python")
     assert examples
     for example in examples:

