@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> None:
     with user_errors():
         # -- the files, one per run
         paths = [user_path(run) for run in args.run]
-        paths = [path / "metrics.jsonl" if path.is_dir() else path for path in paths]
+        paths = [path / "metrics.jsonl" if os.path.isdir(path) else path for path in paths]
         paths = list({os.path.realpath(path): path for path in paths}.values())  # a run named twice is drawn once
         if len(paths) > len(COLOURS):
             raise UserError(Mistake("run", f"{len(paths)} runs", f"1 to {len(COLOURS)}"))
@@ -80,7 +80,7 @@ def read_metrics(path: Path) -> list[dict]:
     Raises:
         UserError: when there is no such file, or it has no line, or one that is no JSON object.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise UserError(Mistake("run", f"{path}, which is no file", "a run directory or its metrics.jsonl"))
     texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = []

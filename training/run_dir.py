@@ -14,7 +14,7 @@ from training.command_line import fail, reject
 from training.config import Config
 from training.resume import check_same_run, read_settings
 from utils.errors import Mistake, UserError
-from utils.locks import holder_of, try_lock
+from utils.locks import holder_of, is_locked, try_lock
 
 
 def check_run_dir(config: Config) -> None:
@@ -23,7 +23,8 @@ def check_run_dir(config: Config) -> None:
     Raises:
         UserError: when that is not so.
     """
-    refuse_if_in_use(config.folder)
+    with errors_of(config.folder):
+        refuse_if_in_use(config.folder)
     check_run_in(config)
 
 
@@ -58,40 +59,47 @@ def open_run_dir(config: Config, process: int) -> FileLock:
         UserError: when another run holds a lock, has begun in the folder since `check_run_dir`, or it is not writable.
     """
     run_dir = config.folder
-    try:
+    with errors_of(run_dir):
         lock = lock_run_dir(run_dir, process)
         if process == 0:
             check_run_in(config)
             delete_half_written(run_dir)
             (run_dir / "checkpoints").mkdir(exist_ok=True)
             (run_dir / "samples").mkdir(exist_ok=True)
+    return lock
+
+
+@contextmanager
+def errors_of(run_dir: Path) -> Generator[None]:
+    """Raise a UserError if the run directory cannot be opened or written within."""
+    try:
+        yield
     except OSError as error:
         raise UserError(Mistake("run_dir", run_dir, f"a folder that can be written ({error})")) from error
-    return lock
 
 
 def lock_run_dir(run_dir: Path, process: int) -> FileLock:
     """Take RUN_DIR/.locks/PROCESS; see `open_run_dir`."""
     if process == 0:
         refuse_if_in_use(run_dir)
-    (run_dir / ".locks").mkdir(parents=True, exist_ok=True)
-    return take_lock(run_dir / ".locks" / str(process), run_dir)
+    path = run_dir / ".locks" / str(process)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = try_lock(path)
+    if lock is None:
+        raise in_use(path, run_dir)
+    return lock
 
 
 def refuse_if_in_use(run_dir: Path) -> None:
-    """Raise a UserError if any process of another run has a lock."""
+    """Raise a UserError if any process of another run has a lock. It names the process."""
     for path in sorted((run_dir / ".locks").glob("*[0-9]")):
-        take_lock(path, run_dir).release()
+        if is_locked(path):
+            raise in_use(path, run_dir)
 
 
-def take_lock(path: Path, run_dir: Path) -> FileLock:
-    """Take one lock, or raise a UserError that names the process that has it."""
-    lock = try_lock(path)
-    if lock is None:
-        raise UserError(
-            f"{run_dir} is in use: {holder_of(path)} trains there; stop it first, or choose another --run_dir"
-        )
-    return lock
+def in_use(path: Path, run_dir: Path) -> UserError:
+    """The error that names the process that has a lock."""
+    return UserError(f"{run_dir} is in use: {holder_of(path)} trains there; stop it first, or choose another --run_dir")
 
 
 def delete_half_written(run_dir: Path) -> None:

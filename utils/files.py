@@ -36,6 +36,8 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: when it cannot be read or is no JSON; it names the file.
     """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is no regular file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

@@ -28,6 +28,21 @@ def try_lock(path: Path) -> FileLock | None:
     return lock
 
 
+def is_locked(path: Path) -> bool:
+    """Whether another process holds the lock on a file that exists. Nothing is written.
+
+    Raises:
+        OSError: if the file cannot be opened.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def holder_of(path: Path) -> str:
     """Who holds the lock on a file, or held it last: `process 4711 on node3`."""
     for _ in range(20):  # a process that has just taken the lock may still be writing

@@ -203,6 +203,11 @@ class TestResume:
         assert f"the last line of {path} has no step" in line
         assert path.read_bytes() == before
 
+    def test_of_metrics_that_are_a_pipe_is_refused(self, run_dir, refused):
+        (run_dir / "metrics.jsonl").unlink()
+        os.mkfifo(run_dir / "metrics.jsonl")
+        assert "metrics.jsonl is no regular file" in refused(*resume(run_dir, "--train.max_steps=20"))
+
     @pytest.mark.parametrize(
         "text", ["", "null", "[]", "model: [", "model: []", "train: 3", "x: \xff", "- 1"], ids=repr
     )

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 from tests.conftest import ROOT
-from utils.locks import holder_of, try_lock
+from utils.locks import holder_of, is_locked, try_lock
 
 HOLD = """
 import sys, time
@@ -19,11 +19,12 @@ def test_a_lock_is_held_until_its_process_is_killed(tmp_path):
     line = [sys.executable, "-c", HOLD, str(path)]
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
-        assert try_lock(path) is None
+        assert try_lock(path) is None and is_locked(path)
         assert holder_of(path).startswith(f"process {other.pid} on ")
         other.kill()
         other.wait()
         lock = try_lock(path)
     assert lock is not None
     lock.release()
+    assert not is_locked(path)
     assert try_lock(path) is not None

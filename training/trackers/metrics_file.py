@@ -9,7 +9,7 @@ from pathlib import Path
 from training.trackers.base import Line, Tracker
 from utils.checks import is_number
 from utils.errors import UserError
-from utils.files import naming
+from utils.files import naming, refuse_endless
 
 
 class MetricsFile(Tracker):
@@ -25,9 +25,10 @@ class MetricsFile(Tracker):
         """Open the file, without a last line that a kill or a full disk cut short.
 
         Raises:
-            UserError: when the last line is no line of metrics.
+            UserError: when the last line is no line of metrics, or the file is a pipe, which may never end.
         """
         self.path = self.config.folder / "metrics.jsonl"
+        refuse_endless("run_dir", self.path)
         self.path.touch()
         complete, newline, _ = self.path.read_bytes().rpartition(b"\n")
         if complete:
