@@ -105,6 +105,10 @@ class Parser(ArgumentParser):
         self.inherited = settings
         self.set_defaults(settings)
 
+    def format_help(self) -> str:
+        """The help, without the backspace by which jsonargparse removes a space from --print_config [=flags]."""
+        return super().format_help().replace(" \b", "")
+
     def take_text_as_typed(self) -> None:
         """Give flags of type `str | None` the type str, because jsonargparse reads the former as YAML.
 

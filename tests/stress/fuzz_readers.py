@@ -298,7 +298,9 @@ def add_file(case: Case, kind: str, folder: Path, root: Path, contents: Contents
 
 
 def damaged(content: bytes, chance: random.Random) -> bytes:
-    """A packed file with a bit flipped, cut short, or with something after its end."""
+    """A file with a bit flipped, cut short, or with something after its end. An empty one stays as it is."""
+    if not content:
+        return content
     how = chance.choice(["flipped", "cut", "longer"])
     position = chance.randrange(len(content))
     if how == "cut":

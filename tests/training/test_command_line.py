@@ -128,7 +128,9 @@ def test_help_is_in_words(capsys):
     for program in (train, evaluate, generate, plot):
         with pytest.raises(SystemExit):
             program.main(["--help"])
-        said = " ".join(capsys.readouterr().out.split())
+        out = capsys.readouterr().out
+        assert out.replace("\n", "").isprintable()
+        said = " ".join(out.split())
         for name in ("NonNegativeInt", "PositiveInt", "Literal", "tuple[", "type:", "required", "False"):
             assert name not in said, name
         assert ("left out (text, default: null)" not in said and "left out (text)" in said) or program is train
