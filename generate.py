@@ -230,7 +230,7 @@ def of_similar_length(
     In a group, longer prompts are still read byte by byte while shorter ones already draw. So lengths in a group differ
     by at most as many bytes as are drawn, and a group takes at most twice the steps of one prompt.
     """
-    lengths = {i: len(within_reach(to_ids(prompts[i]), model.config)) for i in indices}
+    lengths = {i: len(within_reach(as_tensor(prompts[i]), model.config)) for i in indices}
     group: list[int] = []
     for i in sorted(indices, key=lambda i: lengths[i]):
         too_long = group and lengths[i] > lengths[group[0]] + most_apart
@@ -249,7 +249,7 @@ def draw(model: HierarchicalTransformer, prompts: list[bytes], numbers: range, a
     """
     device = next(model.parameters()).device
     tokens = model.stream(
-        [to_ids(prompt).to(device) for prompt in prompts],
+        [as_tensor(prompt).to(device) for prompt in prompts],
         args.length,
         num_samples=len(numbers),
         use_cache=not args.no_cache,
@@ -260,7 +260,7 @@ def draw(model: HierarchicalTransformer, prompts: list[bytes], numbers: range, a
         yield token.tolist()
 
 
-def to_ids(prompt: bytes) -> Tensor:
+def as_tensor(prompt: bytes) -> Tensor:
     """Bytes as a tensor (n) uint8."""
     return torch.frombuffer(bytearray(prompt), dtype=torch.uint8)
 

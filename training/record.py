@@ -77,7 +77,7 @@ def read_entries(path: Path, kind: type) -> list:
         if not isinstance(entries, list):
             raise TypeError("it is no list")
         objects = [kind(**entry) for entry in entries]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path} cannot be read ({error}); without the file, what it tells is not known") from error
     return objects
 
