@@ -68,8 +68,7 @@ class Trackers:
 
     def log_changes(self, changes: list[Change]) -> None:
         """Pass on all settings that resumes of this run have changed."""
-        for tracker in self.trackers.values():
-            tracker.log_changes(changes)
+        self.tell_all(lambda tracker: tracker.log_changes(changes))
 
     def log(self, step: int, metrics: Mapping[str, int | float], offsets: list[int] | None = None) -> None:
         """Add metrics to those of a step. They are passed on when `flush` is called."""
