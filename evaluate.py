@@ -21,7 +21,7 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from data import Corpus, DataConfig, open_corpus, scoring_windows
+from data import Corpus, DataConfig, bytes_of_file, open_corpus, scoring_windows
 from evaluation.bits_per_byte import FIRST_BYTE, bits_per_byte, total_nats
 from evaluation.entropy_coding import decode, encode
 from model import HierarchicalTransformer
@@ -32,8 +32,8 @@ from training.config import Config, TrainConfig, WandbConfig
 from training.parallel import build_accelerator, main_process_first
 from training.reading import load_settings
 from training.record import changed_splits, read_corpora
-from utils.errors import Mistake, UserError, reading_errors
-from utils.files import refuse_endless, user_path
+from utils.errors import Mistake, UserError
+from utils.files import user_path
 from utils.terminal import run_program, warn
 
 VERIFIED_BYTES = 100_000  # scored by --verify if there is no --limit, since decoding takes one forward pass per byte
@@ -127,9 +127,7 @@ def read_text(args: Arguments) -> Text:
         UserError: if it cannot be read or has fewer than two bytes.
     """
     if args.file is not None:
-        with reading_errors("file", args.file):
-            refuse_endless("file", user_path(args.file))
-            data = np.fromfile(user_path(args.file), dtype=np.uint8)
+        data = bytes_of_file("file", user_path(args.file))
         source: dict[str, str | bool | None] = {"file": args.file}
     else:
         split = args.split or "test"
