@@ -20,7 +20,6 @@ What must hold:
 """
 
 import argparse
-import gzip
 import random
 import re
 import shutil
@@ -47,6 +46,7 @@ from tests.stress.programs import (
     tiny_config,
     wait_until,
     workers,
+    write_text_of,
 )
 from tests.stress.report import Fault, Report
 
@@ -296,12 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     report = Report("kills", args.seed)
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     print(f"runs are in {folder}", flush=True)
-    text = folder / "text.txt.gz"
-    line = "%d times %d is %d, and that is a fact worth repeating.\n"
-    content = "".join(line % (i, i, i * i) for i in range(400))
-    with gzip.open(text, "wb", compresslevel=1) as file:
-        file.write((content * (TEXT_BYTES // len(content) + 1)).encode())
-    config = tiny_config(folder, text)
+    config = tiny_config(folder, write_text_of(folder, TEXT_BYTES))
 
     @cache
     def reference(processes: int) -> Path:
