@@ -49,7 +49,7 @@ class Damaged(Exception):
     """What is wrong with a packed file."""
 
 
-# What the libraries raise for damaged files; and OSErrors without a number.
+# What the libraries raise for damaged files. Some raise an OSError without an errno instead, see `_unpack`.
 DAMAGED = (
     Damaged,
     EOFError,

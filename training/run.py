@@ -174,7 +174,7 @@ def choose_checkpoint(config: Config, accelerator: Accelerator) -> Path | None:
 
 def build_trainer(config: Config, accelerator: Accelerator, corpus: Corpus, source: Source | None) -> Trainer:
     """What a training step needs, with the weights of a source if there is one, or else random ones."""
-    # the same weights on all processes, then other dropout on each
+    # -- the same weights on all processes, then other dropout on each
     set_seed(config.train.seed)
     model = HierarchicalTransformer(**config.model.to_dict())
     if source is not None:
@@ -182,6 +182,7 @@ def build_trainer(config: Config, accelerator: Accelerator, corpus: Corpus, sour
     activations = watch_activations(model)
     set_seed(config.train.seed, device_specific=True)
 
+    # -- ready to train
     optimizer = build_optimizer(model, config.train)
     model, optimizer = prepare(accelerator, model, optimizer, config.train)
     return Trainer(

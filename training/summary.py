@@ -78,7 +78,7 @@ def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboar
     if scores:
         best = min(scores, key=lambda step: scores[step])
         score = coloured(f"{scores[best]:.4f} bits per byte", 32, sys.stdout)
-        print(f"best        {score} of the validation split, at step {best:,}")
+        print(f"best        {score} of the validation split, at step {best:,}")  # `say` would remove the colour
     say(f"trained     {state.step:,} of {config.train.max_steps:,} steps, {trained_bytes:,} bytes")
     say(f"time        {timedelta(seconds=round(state.seconds))}, {trained_bytes / state.seconds:,.0f} bytes/s")
     for dashboard in dashboards or []:

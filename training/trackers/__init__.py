@@ -41,13 +41,7 @@ class Trackers:
         dashboards = [name for name in TRACKERS if name != "metrics_file"]
         unknown = [name for name in names if name not in TRACKERS]
         if unknown:
-            raise UserError(
-                Mistake(
-                    "train.trackers",
-                    list(config.train.trackers),
-                    f"any of {', '.join(dashboards)}",
-                )
-            )
+            raise UserError(Mistake("train.trackers", list(config.train.trackers), f"any of {', '.join(dashboards)}"))
 
         self.trackers: dict[str, Tracker] = {}
         if is_main_process:
