@@ -79,8 +79,8 @@ class Text:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_as(Arguments, argv, "evaluate.py", __doc__)
-
     with user_errors():
+        # -- the model and the text
         float32 = Config(train=TrainConfig(mixed_precision="no"), wandb=WandbConfig(mode="disabled"))
         accelerator = build_accelerator(float32)
         if args.verify and accelerator.num_processes > 1:
@@ -91,10 +91,13 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_main_process:
             warn_of_other_bytes(args.run_dir, text.source)
         data = text.data
+
+        # -- the windows
         context = args.context or model.config.seq_len
         stride = args.stride or max(1, context // 2)
         windows = scoring_windows(len(data), context, stride)
 
+    # -- the score
     started = time.monotonic()
     window_length = min(context, len(data) - 1)
     nats = total_nats(accelerator, model, data, windows, window_length, args.batch_size, show=True)
@@ -113,9 +116,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.verify:
         result |= verify(model, data)
     result["seconds"] = round(time.monotonic() - started, 1)
+
+    # -- the result
     accelerator.print(json.dumps(result))
     accelerator.end_training()
-
     if args.verify and not result["verified"]:
         sys.exit(1)
 
