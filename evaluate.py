@@ -21,7 +21,7 @@ import numpy as np
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveInt
 
-from data import Corpus, DataConfig, open_corpus, scoring_windows
+from data import Corpus, DataConfig, bytes_of_file, open_corpus, scoring_windows
 from evaluation.bits_per_byte import FIRST_BYTE, bits_per_byte, total_nats
 from evaluation.entropy_coding import decode, encode
 from model import HierarchicalTransformer
@@ -32,8 +32,8 @@ from training.config import Config, TrainConfig, WandbConfig
 from training.parallel import build_accelerator, main_process_first
 from training.reading import load_settings
 from training.record import changed_splits, read_corpora
-from utils.errors import Mistake, UserError, reading_errors
-from utils.files import refuse_endless, user_path
+from utils.errors import Mistake, UserError
+from utils.files import user_path
 from utils.terminal import run_program, warn
 
 VERIFIED_BYTES = 100_000  # scored by --verify if there is no --limit, since decoding takes one forward pass per byte
@@ -79,8 +79,8 @@ class Text:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_as(Arguments, argv, "evaluate.py", __doc__)
-
     with user_errors():
+        # -- the model and the text
         float32 = Config(train=TrainConfig(mixed_precision="no"), wandb=WandbConfig(mode="disabled"))
         accelerator = build_accelerator(float32)
         if args.verify and accelerator.num_processes > 1:
@@ -91,10 +91,13 @@ def main(argv: list[str] | None = None) -> None:
         if accelerator.is_main_process:
             warn_of_other_bytes(args.run_dir, text.source)
         data = text.data
+
+        # -- the windows
         context = args.context or model.config.seq_len
         stride = args.stride or max(1, context // 2)
         windows = scoring_windows(len(data), context, stride)
 
+    # -- the score
     started = time.monotonic()
     window_length = min(context, len(data) - 1)
     nats = total_nats(accelerator, model, data, windows, window_length, args.batch_size, show=True)
@@ -113,9 +116,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.verify:
         result |= verify(model, data)
     result["seconds"] = round(time.monotonic() - started, 1)
+
+    # -- the result
     accelerator.print(json.dumps(result))
     accelerator.end_training()
-
     if args.verify and not result["verified"]:
         sys.exit(1)
 
@@ -127,9 +131,7 @@ def read_text(args: Arguments) -> Text:
         UserError: if it cannot be read or has fewer than two bytes.
     """
     if args.file is not None:
-        with reading_errors("file", args.file):
-            refuse_endless("file", user_path(args.file))
-            data = np.fromfile(user_path(args.file), dtype=np.uint8)
+        data = bytes_of_file("file", user_path(args.file))
         source: dict[str, str | bool | None] = {"file": args.file}
     else:
         split = args.split or "test"

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import Tensor
 
+from data import bytes_of_file
 from evaluation.heatmap import byte_bits, write_heatmap
 from model import HierarchicalTransformer
 from model.generation.load import best_device, load_model
@@ -28,7 +28,7 @@ from model.generation.prepare import prepare_for_generation
 from model.generation.sampling import NOTHING, Sampling, row_generators, within_reach
 from training.command_line import parse_as, user_errors
 from utils.errors import Mistake, UserError, reading_errors
-from utils.files import refuse_endless, user_path
+from utils.files import user_path
 from utils.terminal import harmless, run_program, say
 
 MOST_FILE_BYTES = 100_000_000  # of prompts: a device such as /dev/zero has no end
@@ -230,7 +230,7 @@ def of_similar_length(
     In a group, longer prompts are still read byte by byte while shorter ones already draw. So lengths in a group differ
     by at most as many bytes as are drawn, and a group takes at most twice the steps of one prompt.
     """
-    lengths = {i: len(within_reach(to_ids(prompts[i]), model.config)) for i in indices}
+    lengths = {i: len(within_reach(as_tensor(prompts[i]), model.config)) for i in indices}
     group: list[int] = []
     for i in sorted(indices, key=lambda i: lengths[i]):
         too_long = group and lengths[i] > lengths[group[0]] + most_apart
@@ -249,7 +249,7 @@ def draw(model: HierarchicalTransformer, prompts: list[bytes], numbers: range, a
     """
     device = next(model.parameters()).device
     tokens = model.stream(
-        [to_ids(prompt).to(device) for prompt in prompts],
+        [as_tensor(prompt).to(device) for prompt in prompts],
         args.length,
         num_samples=len(numbers),
         use_cache=not args.no_cache,
@@ -260,7 +260,7 @@ def draw(model: HierarchicalTransformer, prompts: list[bytes], numbers: range, a
         yield token.tolist()
 
 
-def to_ids(prompt: bytes) -> Tensor:
+def as_tensor(prompt: bytes) -> Tensor:
     """Bytes as a tensor (n) uint8."""
     return torch.frombuffer(bytearray(prompt), dtype=torch.uint8)
 
@@ -323,9 +323,7 @@ def score_file(model: HierarchicalTransformer, path: Path, args: Arguments) -> N
     Raises:
         UserError: if the file cannot be read, or has fewer than two bytes.
     """
-    with reading_errors("score", path):
-        refuse_endless("score", path)
-        text = np.fromfile(path, dtype=np.uint8)
+    text = bytes_of_file("score", path)
     if args.heatmap is not None:
         print(json.dumps(write_heatmap(user_path(args.heatmap), model, text, user_path(args.run_dir), path)))
         return

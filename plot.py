@@ -96,7 +96,7 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def series(lines: list[dict], x: str, y: str, unit: float = 1) -> tuple[np.ndarray, np.ndarray]:
+def series(lines: list[dict], x: str, y: str, unit: float = 1) -> Curve:
     """The values of two keys, the first one divided by `unit`, from lines where both are finite."""
     pairs = [(line.get(x), line.get(y)) for line in lines]
     pairs = [pair for pair in pairs if all(isinstance(value, int | float) and isfinite(value) for value in pair)]
@@ -113,7 +113,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
     return np.clip(means, values.min(), values.max())  # against rounding
 
 
-def loss_range(curves: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+def loss_range(curves: list[Curve]) -> tuple[float, float]:
     """The range of bits per byte to show: everything after the first steps, up to the 8 of an untrained model."""
     begin = 0.05 * max(x.max() for x, _ in curves)
     later = [y[x >= min(begin, x.max() / 2)] for x, y in curves]  # at least the second half of a short run

@@ -61,8 +61,8 @@ def train(run: Run) -> None:
     """Train to the last step, or until the run is told to stop."""
     config = run.config.train
 
-    # the score of weights that were trained before, and the first checkpoint: something to resume from, and a full disk
-    # is noticed now
+    # -- the score of weights that were trained before, and the first checkpoint: something to resume from, and a full
+    #    disk is noticed now
     if not run.is_resumed:
         if run.config.init_from:
             validate(run)
@@ -70,7 +70,7 @@ def train(run: Run) -> None:
     if run.is_finished:
         run.progress.say(f"step {run.state.step} of {config.max_steps}: nothing left to train")
 
-    # a step, then whatever is due after it; the last step has everything
+    # -- a step, then whatever is due after it; the last step has everything
     while not run.is_finished:
         take_step(run)
         if run.is_due(config.validate_every):
@@ -88,7 +88,7 @@ def train(run: Run) -> None:
         skipped = run.state.skipped_in_a_row
         run.progress.say(f"no checkpoint of step {run.state.step}, because the last {skipped} step(s) were skipped")
 
-    # no process may exit while another still communicates with it
+    # -- no process may exit while another still communicates with it
     run.progress.close()
     run.state.seconds = run.elapsed()
     run.trackers.finish()
@@ -104,22 +104,22 @@ def take_step(run: Run) -> None:
     """
     config, state = run.config.train, run.state
 
-    # the update ratio compares all weights with a copy, which is too slow for every step
+    # -- the update ratio compares all weights with a copy, which is too slow for every step
     is_measured = (state.step + 1) % config.log_every == 0
     update_ratio = UpdateRatio(run.model) if is_measured else None
 
-    # the step itself
+    # -- the step itself
     result = train_step(run.trainer, state.step)
     run.count_step(result)
 
-    # what is measured every so many steps
+    # -- what is measured every so many steps
     if update_ratio is not None:
         speed = run.speed_meter.read()
         run.trackers.log(state.step, {"train/update_ratio": update_ratio.read(), **speed})
         losses = f"loss {result.metrics['train/loss']:.3f}, {result.metrics['train/bits_per_byte']:.3f} bits/byte"
         run.progress.describe(f", {losses}, {human(speed['speed/bytes_per_second'])}B/s")
 
-    # a few skipped steps are normal, many in a row are not
+    # -- a few skipped steps are normal, many in a row are not
     if state.skipped_in_a_row >= config.max_skipped_steps:
         run.trackers.flush()
         raise Diverged(f"{state.skipped_in_a_row} steps in a row had a loss or gradient that is not finite")
@@ -129,7 +129,7 @@ def validate(run: Run) -> None:
     """Score the validation split, and keep the model in RUN_DIR/model if it is the best so far."""
     config, state = run.config, run.state
 
-    # the score
+    # -- the score
     with run.progress.clock("validation"):
         state.validation = validation_bits_per_byte(
             run.accelerator,
@@ -142,7 +142,7 @@ def validate(run: Run) -> None:
     run.trackers.log(state.step, {"validation/bits_per_byte": state.validation})
     run.progress.say(f"step {state.step}: validation {state.validation:.4f} bits per byte")
 
-    # the best model; a score that is not finite is never the best
+    # -- the best model; a score that is not finite is never the best
     if not isfinite(state.validation) or state.validation >= state.best_bits_per_byte:
         return
     state.best_bits_per_byte = state.validation

@@ -4,12 +4,13 @@ from data.batches import batch, scoring_windows, sequence_starts, spread_windows
 from data.config import DataConfig
 from data.corpora import open_corpus
 from data.store import Corpus
-from data.text import to_ids, to_text
+from data.text import bytes_of_file, to_ids, to_text
 
 __all__ = [
     "Corpus",
     "DataConfig",
     "batch",
+    "bytes_of_file",
     "open_corpus",
     "scoring_windows",
     "sequence_starts",

@@ -47,7 +47,7 @@ def read_benchmark(config: DataConfig) -> Corpus:
     path = user_path(config.path) if config.path else _download(config.name, known.url)
     if not os.path.isfile(path):
         raise UserError(Mistake("data.path", path, f"a file that holds {config.name}, packed or not"))
-    files = files_at({path: False}, Tally())
+    files = files_at([path], Tally())
     if not files:
         raise UserError(f"data.path: {path} cannot be read (no permission)")
 

@@ -39,6 +39,7 @@ def cached(
     Raises:
         UserError: if the corpus cannot be read, holds no bytes, or the cache cannot be written.
     """
+    # -- the folder of this key
     if config.cache_dir:
         cache = user_path(config.cache_dir)
     else:
@@ -46,10 +47,13 @@ def cached(
     digest = hashlib.sha256(json.dumps([FORMAT, config.max_bytes, *key]).encode()).hexdigest()[:16]
     folder = cache / f"{config.name}-{digest}"
 
+    # -- the corpus, from the cache or from its source
     try:
         corpus = load_corpus(folder) or _load_or_write(folder, config.name, source, read)
     except OSError as error:
         raise UserError(f"data.cache_dir: cannot write a corpus to {cache} ({error})") from error
+
+    # -- its report, with what was left out before
     if listing is None:
         return corpus
     left_out = listing.report().left_out + corpus.report.left_out

@@ -2,13 +2,13 @@
 
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from data.benchmarks import read_benchmark
 from data.cache import cached
 from data.config import DataConfig
-from data.files import files_at, find_files, fingerprint, read_files
+from data.files import File, files_at, find_files, fingerprint, read_files
 from data.hub import read_dataset
 from data.report import Tally
 from data.store import Corpus
@@ -45,24 +45,21 @@ def _files(config: DataConfig) -> Corpus:
     assert config.path  # DataConfig checks it
     listing = Tally()
     files = find_files(config.path, listing)
-
-    def read(tally: Tally) -> Iterator[bytes]:
-        return read_files(files, tally, config.max_bytes)
-
-    return cached(config, ["files", fingerprint(files)], config.path, read, listing)
+    return cached(config, ["files", fingerprint(files)], config.path, _reader(config, files), listing)
 
 
 def _python(config: DataConfig) -> Corpus:
     """Read the sources of this Python's standard library, without its tests, in the order of their paths."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = [path for path in root.rglob("*.py") if NOT_LIBRARY.isdisjoint(path.relative_to(root).parts)]
-    files = files_at(dict.fromkeys(paths, False), Tally())
-
-    def read(tally: Tally) -> Iterator[bytes]:
-        return read_files(files, tally, config.max_bytes)
-
+    files = files_at(paths, Tally())
     source = f"the standard library of Python {sys.version.split()[0]}"
-    return cached(config, ["python", fingerprint(files)], source, read)
+    return cached(config, ["python", fingerprint(files)], source, _reader(config, files))
+
+
+def _reader(config: DataConfig, files: list[File]) -> Callable[[Tally], Iterator[bytes]]:
+    """What `cached` calls to read files, up to data.max_bytes."""
+    return lambda tally: read_files(files, tally, config.max_bytes)
 
 
 # By DataConfig.name. A new corpus is a function from DataConfig to Corpus, a line here, and its name in DataConfig.

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from glob import has_magic
@@ -13,6 +13,7 @@ from pathlib import Path
 from data.report import Tally
 from data.unpack import unpack
 from utils.errors import Mistake, UserError
+from utils.files import user_path
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ def find_files(typed: str, tally: Tally) -> list[File]:
     Raises:
         UserError: if there is no file to read.
     """
-    pattern = Path(os.path.expanduser(typed))
+    # -- where to look: the path itself, or what matches the pattern
+    pattern = user_path(typed)
     if _exists(pattern):
         starts = [pattern]
     else:
@@ -50,32 +52,35 @@ def find_files(typed: str, tally: Tally) -> list[File]:
     if not starts:
         raise UserError(Mistake("data.path", typed, "a file, folder or glob that exists"))
 
-    found: dict[Path, bool] = {}
+    # -- all paths there; one that is hidden on one way and not on another is not hidden
+    shown: set[Path] = set()
+    hidden: set[Path] = set()
     walked: set[Path] = set()
     for start in starts:
         if not os.path.isdir(start):
-            found[start] = False
+            shown.add(start)
         elif start not in walked:
             for path, is_hidden in _walk(start, walked, tally):
-                found[path] = is_hidden and found.get(path, True)
+                (hidden if is_hidden else shown).add(path)
 
-    files = files_at(found, tally)
+    # -- the files among them
+    files = files_at(shown | hidden, tally, hidden - shown)
     if not files:
         reasons = "; ".join(tally.report().lines()) or "the folder is empty"
         raise UserError(f"data.path: {typed} holds no file to read ({reasons})")
     return files
 
 
-def files_at(paths: dict[Path, bool], tally: Tally) -> list[File]:
+def files_at(paths: Iterable[Path], tally: Tally, hidden: Container[Path] = ()) -> list[File]:
     """The files at some paths, sorted by path, each one once.
 
     Args:
-        paths: whether each of them is hidden.
         tally: counts what is left out.
+        hidden: paths among them that are left out.
     """
     files = []
     for path in sorted(paths):
-        file = _file_at(path, paths[path], tally)
+        file = _file_at(path, path in hidden, tally)
         if file is not None:
             files.append(file)
     return _each_once(files, tally)

@@ -48,6 +48,7 @@ def read_dataset(config: DataConfig) -> Corpus:
     def load() -> dict:
         return _load(config, path, revision)
 
+    # -- what the bytes depend on: the files, or the rows of a dataset that is downloaded whole
     key: list = ["hub", config.path, config.subset, config.column]
     listing = Tally()
     files = []
@@ -57,6 +58,7 @@ def read_dataset(config: DataConfig) -> Corpus:
     elif not is_streamed:
         key.append({split: rows._fingerprint for split, rows in load().items()})
 
+    # -- the corpus
     def read(tally: Tally) -> Streams:
         dataset = load()
         tally.revision = revision
@@ -64,6 +66,8 @@ def read_dataset(config: DataConfig) -> Corpus:
         return _streams(dataset, config, tally)
 
     corpus = cached(config, key, config.path, read, listing)
+
+    # -- a stream that was read before may be an older revision
     if revision != corpus.report.revision:
         newest = f"is now at revision {revision}" if revision else "cannot be asked for its newest revision"
         warn(

@@ -13,7 +13,7 @@ from data.report import CorpusReport, Tally, report_from_dict
 from data.unpack import PIECE_BYTES
 from utils.checks import is_number
 from utils.errors import UserError
-from utils.files import fresh_folder, replace
+from utils.files import fresh_folder, read_json, replace
 
 SPLITS = ("train", "valid", "test")  # in the order of bytes.bin
 
@@ -50,13 +50,6 @@ class Corpus:
         offset = sum(self.sizes[name] for name in before)
         return np.memmap(self.folder / "bytes.bin", np.uint8, "r", offset=offset, shape=(self.sizes[split],))
 
-    def lines(self, checksum_digits: int = 64) -> list[str]:
-        """Size and sha256 of each split, what was read and what was left out, one fact a line."""
-        lines = []
-        for split, size in self.sizes.items():
-            lines.append(f"{split} {size:,} bytes, sha256 {self.sha256[split][:checksum_digits]}")
-        return lines + self.report.lines()
-
 
 def split_sizes(total: int) -> dict[str, int]:
     """Sizes in bytes of the splits of a stream: 90 % train, 5 % valid, 5 % test."""
@@ -67,7 +60,7 @@ def split_sizes(total: int) -> dict[str, int]:
 def load_corpus(folder: Path) -> Corpus | None:
     """The corpus that was written to a folder; None if it is missing, incomplete or damaged by its checksums."""
     try:
-        record = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
+        record = read_json(folder / "corpus.json")
         report = report_from_dict(record.pop("report"))
         corpus = Corpus(folder=folder, report=report, **record)
         if not isinstance(corpus.name, str) or not isinstance(corpus.source, str):
@@ -77,8 +70,7 @@ def load_corpus(folder: Path) -> Corpus | None:
         size = (folder / "bytes.bin").stat().st_size
         if size != sum(corpus.sizes.values()) or corpus.sha256 != _checksums(folder / "bytes.bin", corpus.sizes):
             return None
-    # a file may hold anything, such as lists where a dict is expected, or ten thousand of them in one another
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # a damaged file may hold anything
         return None
     return corpus
 

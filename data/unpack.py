@@ -49,7 +49,7 @@ class Damaged(Exception):
     """What is wrong with a packed file."""
 
 
-# What the libraries raise for damaged files; and OSErrors without a number.
+# What the libraries raise for damaged files. Some raise an OSError without an errno instead, see `_unpack`.
 DAMAGED = (
     Damaged,
     EOFError,
@@ -124,7 +124,8 @@ def _unpack(file: IO[bytes], name: str, suffix: str, depth: int, tally: Tally) -
 
 
 def _as_user_error(name: str, error: Exception) -> UserError:
-    # lzma and zstd have no exception of its own for a dictionary that is too large
+    """The UserError for what a library says of a damaged file."""
+    # lzma and zstd have no exception of their own for a dictionary that is too large
     if isinstance(error, lzma.LZMAError | OSError) and "memory" in str(error).lower():
         return UserError(
             f"data.path: {name} asks for too much memory to unpack it ({error}); "

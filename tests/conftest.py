@@ -50,12 +50,14 @@ wandb: {mode: disabled}
 """
 
 
+TEXT = "".join(f"{i} times {i} is {i * i}, and that is a fact worth repeating.\n" for i in range(400))
+
+
 @pytest.fixture(scope="session")
 def workplace(tmp_path_factory):
     """A folder with a small text and a tiny config for it, shared by all tests that train."""
     folder = tmp_path_factory.mktemp("workplace")
-    text = "".join(f"{i} times {i} is {i * i}, and that is a fact worth repeating.\n" for i in range(400))
-    (folder / "text.txt").write_text(text)
+    (folder / "text.txt").write_text(TEXT)
     config = TINY.replace("name: files", f"name: files, path: {folder / 'text.txt'}, cache_dir: {folder / 'cache'}")
     (folder / "tiny.yaml").write_text(config)
     return folder

@@ -15,7 +15,6 @@ from typing import Any, NoReturn, TypeVar, Union, get_args, get_type_hints
 import docstring_parser
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_dumper
-from tqdm import tqdm
 
 from training.reading import (
     SECTION,
@@ -32,7 +31,7 @@ from training.reading import (
     underscored,
 )
 from utils.errors import Mistake, UserError, as_typed
-from utils.terminal import coloured, one_line
+from utils.terminal import print_error, say
 
 T = TypeVar("T")
 
@@ -242,10 +241,9 @@ def reject(mistakes: Sequence[object], code: int = 2) -> NoReturn:
 def fail(*messages: object, code: int = 2) -> NoReturn:
     """End the program with a line on stderr for each message, and an exit code: 2 if the user can fix the cause."""
     for message in messages:
-        # leaves a progress bar intact
-        tqdm.write(f"{coloured('error:', 31, sys.stderr)} {one_line(message)}", file=sys.stderr)
+        print_error(message)
     if messages and is_launched():
-        tqdm.write("a traceback that follows is the launcher's, and says nothing more", file=sys.stderr)
+        say("a traceback that follows is the launcher's, and says nothing more", stream=sys.stderr)
     sys.exit(code)
 
 

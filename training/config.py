@@ -200,6 +200,29 @@ def load_config(argv: list[str] | None = None) -> Config:
     the program, with exit code 2 and a line for each.
     """
     argv = sys.argv[1:] if argv is None else argv
+    parser = build_parser()
+    given = parser.read(argv)
+    run_dir = given.get("run_dir") or default_run_dir(argv)
+
+    # -- the settings of the run to resume, or those of the model to begin from
+    if given.get("resume"):
+        known = user_path(run_dir) / "config.yaml"
+        if known.is_file():
+            argv = ["--config", str(known), *argv]
+    elif given.get("init_from"):
+        try:
+            model = find_source(given["init_from"]).config
+        except UserError as error:
+            reject(error.mistakes)
+        parser.inherit({f"model.{each.name}": getattr(model, each.name) for each in fields(model)})
+
+    # -- all of it
+    config = parser.build_from(parser.parse_args(argv))
+    return config if config.run_dir else replace(config, run_dir=run_dir)
+
+
+def build_parser() -> Parser:
+    """The parser of train.py's command line."""
     usage = "train.py [--config FILE] [--SETTING=VALUE ...] [--resume]"
     parser = Parser(prog="train.py", usage=usage, description=Config.__doc__, build=build_config, rests_on=RESTS_ON)
     parser.add_argument("--config", action="config", help="a YAML file of any of these settings")
@@ -208,22 +231,7 @@ def load_config(argv: list[str] | None = None) -> Config:
     help_text = "resume even if the corpus is not the one that the run was trained on"
     parser.add_argument("--allow_other_corpus", action="store_true", help=help_text)
     parser.add_argument("--print_completion", action=PrintCompletion, help="print a script for completion in a shell")
-
-    given = parser.read(argv)
-    run_dir = given.get("run_dir") or default_run_dir(argv)
-    if given.get("resume"):
-        remembered = user_path(run_dir) / "config.yaml"
-        if remembered.is_file():
-            argv = ["--config", str(remembered), *argv]
-    elif given.get("init_from"):
-        try:
-            model = find_source(given["init_from"]).config
-        except UserError as error:
-            reject(error.mistakes)
-        parser.inherit({f"model.{each.name}": getattr(model, each.name) for each in fields(model)})
-
-    config = parser.build_from(parser.parse_args(argv))
-    return config if config.run_dir else replace(config, run_dir=run_dir)
+    return parser
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
@@ -232,6 +240,7 @@ def build_config(values: Mapping[str, Any]) -> Config:
     Raises:
         UserError: if settings do not fit; it lists all that do not.
     """
+    # -- the sections
     sections: dict[str, Any] = {}
     mistakes = []
     for section, kind in SECTIONS.items():
@@ -241,9 +250,11 @@ def build_config(values: Mapping[str, Any]) -> Config:
             sections[section] = kind(**own)
         except UserError as error:
             mistakes += [in_section(section, mistake) for mistake in error.mistakes]
-    own = {name: values[name] for name in ("run_dir", "init_from", *SWITCHES) if name in values}
+
+    # -- the whole
+    others = {name: values[name] for name in ("run_dir", "init_from", *SWITCHES) if name in values}
     try:
-        config = Config(**own, **sections)
+        config = Config(**others, **sections)
         if config.init_from and not config.resume and not mistakes:
             check_shapes(find_source(config.init_from), config.model)
     except UserError as error:

@@ -1,22 +1,19 @@
 """Begin a run from the weights of a trained model: another run's, a folder's, or those of the Hugging Face hub."""
 
-import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import torch
 from huggingface_hub import snapshot_download
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model import HierarchicalTransformer, ModelConfig
+from model.generation.load import saved_shapes, weight_shapes
 from utils.errors import Mistake, UserError, as_typed
-from utils.files import sha256, user_path
+from utils.files import read_json, sha256, user_path
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ALLOWED = "a run directory, a folder with a model, or a repository of the Hugging Face hub"
-
-Shapes = dict[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -42,9 +39,8 @@ def find_source(name: str) -> Source:
     """
     folder = find_folder(name)
     try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        return Source(name, folder, ModelConfig(**settings))
-    except (OSError, ValueError, TypeError) as error:
+        return Source(name, folder, ModelConfig(**read_json(folder / CONFIG)))
+    except (UserError, TypeError) as error:
         raise UserError(f"init_from: {folder / CONFIG} is no config of a model here ({error})") from error
 
 
@@ -74,11 +70,19 @@ def check_shapes(source: Source, config: ModelConfig) -> None:
     """Check that the weights of a model fit other settings.
 
     Raises:
-        UserError: with the settings that give weights another shape, or else with the first few weights that differ.
+        UserError: with the settings that give weights another shape, or else with the first few weights that differ;
+            or if the weights cannot be read.
     """
-    needed, found = shapes_of(config), shapes_in(source.folder / WEIGHTS)
+    path = source.folder / WEIGHTS
+    try:
+        found = saved_shapes(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"init_from: {path} cannot be read ({error})") from error
+    needed = weight_shapes(config)
     if needed == found:
         return
+
+    # -- the settings to blame
     mistakes = []
     for name, value in config.to_dict().items():
         if changes_shapes(source.config, name, getattr(config, name)):
@@ -87,6 +91,7 @@ def check_shapes(source: Source, config: ModelConfig) -> None:
     if mistakes:
         raise UserError(*mistakes)
 
+    # -- no setting is: the weights do not fit their own config
     weights = [name for name in sorted({*needed, *found}) if needed.get(name) != found.get(name)]
     parts = [f"{name} is {found.get(name, 'missing')} instead of {needed.get(name, 'none')}" for name in weights[:3]]
     more = f"; {len(weights) - 3} more differ" if len(weights) > 3 else ""
@@ -98,25 +103,9 @@ def changes_shapes(config: ModelConfig, name: str, value: object) -> bool:
     if getattr(config, name) == value:
         return False
     try:
-        return shapes_of(replace(config, **{name: value})) != shapes_of(config)
+        return weight_shapes(replace(config, **{name: value})) != weight_shapes(config)
     except UserError:
         return True
-
-
-def shapes_of(config: ModelConfig) -> Shapes:
-    """The shape of each weight of a model with these settings, by name."""
-    with torch.device("meta"):
-        model = HierarchicalTransformer(**config.to_dict())
-    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-
-
-def shapes_in(path: Path) -> Shapes:
-    """The shape of each weight in a file, by name. Raises a UserError if it cannot be read."""
-    try:
-        with safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"init_from: {path} cannot be read ({error})") from error
 
 
 def load_weights(model: HierarchicalTransformer, source: Source) -> None:

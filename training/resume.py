@@ -67,7 +67,7 @@ ON_RESUME: dict[str, str | None] = {
     "data.column": FREE,
     "data.max_bytes": FREE,
     "data.cache_dir": FREE,
-    # training: all that the next step reads anew; batch_size × accumulation × processes must stay, which
+    # training: all that each step reads again; batch_size × accumulation × processes must stay, which
     # `load_checkpoint` checks
     "train.max_steps": FREE,
     "train.batch_size": FREE,
@@ -149,22 +149,26 @@ def check_corpus(config: Config, corpus: Corpus) -> None:
     if not config.resume:
         return
     run_dir = config.folder
-    is_known = bool(read_corpora(run_dir))
+    is_known = bool(read_corpora(run_dir))  # raises if corpus.json is damaged, whatever is allowed
     if config.allow_other_corpus:
         return
 
+    # -- by the checksums
     splits = changed_splits(run_dir, corpus)
     if splits:
         raise UserError(
             f"data: the splits {', '.join(splits)} of {corpus.source} are not those that {run_dir} was trained on, "
             "as in its corpus.json; --allow_other_corpus goes on with the new ones"
         )
-    if not is_known:
-        changes = changed_settings(config.to_dict(), read_settings(config.folder / "config.yaml"), step=0)
-        others = [each for each in changes if each.setting.startswith("data.") and each.setting != "data.cache_dir"]
-        allowed = f"as in {run_dir}, which has no corpus.json to compare with, or --allow_other_corpus"
-        if others:
-            raise UserError(*[Mistake(each.setting, each.new, f"{as_typed(each.old)}, {allowed}") for each in others])
+    if is_known:
+        return
+
+    # -- by the settings
+    changes = changed_settings(config.to_dict(), read_settings(run_dir / "config.yaml"), step=0)
+    others = [each for each in changes if each.setting.startswith("data.") and each.setting != "data.cache_dir"]
+    allowed = f"as in {run_dir}, which has no corpus.json to compare with, or --allow_other_corpus"
+    if others:
+        raise UserError(*[Mistake(each.setting, each.new, f"{as_typed(each.old)}, {allowed}") for each in others])
 
 
 def find_changes(config: Config, corpus: Corpus, step: int) -> list[Change]:
@@ -188,9 +192,9 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def own_settings(optimizer: torch.optim.Optimizer) -> Generator[None]:
-    """Give an optimizer the settings back that it has now, after a checkpoint is loaded within.
+    """Keep the settings of an optimizer, such as the weight decay, while a checkpoint is loaded within.
 
-    A checkpoint holds the settings of then beside the state, such as the weight decay, and PyTorch loads both.
+    A checkpoint holds the settings that it was written with as well as the state, and PyTorch loads both.
     """
     settings = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     yield

@@ -13,7 +13,7 @@ from data import Corpus
 from model import HierarchicalTransformer
 from training.checkpoints import RunState, checkpoint_to_resume, load_checkpoint
 from training.config import Config
-from training.init_from import find_source, load_weights
+from training.init_from import Source, find_source, load_weights
 from training.monitor import SpeedMeter, watch_activations
 from training.optimizer import build_optimizer
 from training.parallel import prepare, raised_by_all
@@ -61,7 +61,7 @@ class Run:
     @property
     def bytes_per_step(self) -> int:
         """Bytes predicted in a step, over all processes and accumulated batches."""
-        return self.trainer.global_batch_size * self.trainer.seq_len
+        return self.trainer.bytes_per_step
 
     @property
     def is_last_step(self) -> bool:
@@ -112,44 +112,22 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
         with raised_by_all(accelerator):
             source = find_source(config.init_from)
 
-    # -- the model, with the same weights on all processes
-    set_seed(config.train.seed)
-    model = HierarchicalTransformer(**config.model.to_dict())
-    if source is not None:
-        load_weights(model, source)
+    # -- what trains, and how fast
     flops = flops_per_byte(config.model)
-    activations = watch_activations(model)
-    set_seed(config.train.seed, device_specific=True)  # dropout differs between processes
-
-    # -- what a training step needs
-    optimizer = build_optimizer(model, config.train)
-    model, optimizer = prepare(accelerator, model, optimizer, config.train)
-    trainer = Trainer(
-        accelerator=accelerator,
-        model=model,
-        optimizer=optimizer,
-        config=config.train,
-        data=corpus["train"],
-        seq_len=config.model.seq_len,
-        activations=activations,
-    )
-    bytes_per_step = trainer.global_batch_size * trainer.seq_len
-    speed_meter = SpeedMeter(accelerator, bytes_per_step, 3 * flops)
+    trainer = build_trainer(config, accelerator, corpus, source)
+    speed_meter = SpeedMeter(accelerator, trainer.bytes_per_step, 3 * flops)
     if accelerator.is_main_process:
         print_header(config, trainer, corpus, flops)
 
     # -- the state, as a checkpoint has it or from the start
     state = RunState(global_batch_size=trainer.global_batch_size)
     if checkpoint is not None:
-        with raised_by_all(accelerator), own_settings(optimizer):
+        with raised_by_all(accelerator), own_settings(trainer.optimizer):
             state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
             check_max_steps(config, state, checkpoint)
     if config.resume and accelerator.is_main_process:
-        say(
-            f"resuming from {checkpoint}"
-            if checkpoint
-            else f"no checkpoint in {config.run_dir} yet: beginning at step 0"
-        )
+        beginning = f"no checkpoint in {config.run_dir} yet: beginning at step 0"
+        say(f"resuming from {checkpoint}" if checkpoint else beginning)
 
     # -- what the run uses from here on, and what is not as it was before a resume
     changes = []
@@ -162,26 +140,23 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
     if last_change_of_split(config.folder, "valid") >= state.step:
         state.best_bits_per_byte = inf  # scores on another split do not compare
 
-    # -- the trackers, and then Ctrl-C, for which wandb may set a handler as well
+    # -- the trackers, and then the signals, because wandb may set a handler of Ctrl-C as well
     with raised_by_all(accelerator):
         trackers.start(state)
     if source is not None:
         trackers.log(0, {"bytes": 0, "seconds": 0.0})  # of the validation before the first step
     if changes:
-        trackers.log_changes(read_changes(config.folder))
-        if trackers.last_logged_step > state.step:
-            steps = f"{state.step + 1:,} to {trackers.last_logged_step:,}"
-            say(f"metrics     of steps {steps} stay as they were before the changes")
-    trainer.stop_signal = stop_signal = StopSignal()
+        log_changes(config, trackers, state)
+    trainer.stop_signal = StopSignal()
     return Run(
         config=config,
         corpus=corpus,
         trainer=trainer,
         state=state,
         trackers=trackers,
-        progress=Progress(config.train, state.step, bytes_per_step, shown=accelerator.is_main_process),
+        progress=Progress(config.train, state.step, trainer.bytes_per_step, shown=accelerator.is_main_process),
         speed_meter=speed_meter,
-        stop_signal=stop_signal,
+        stop_signal=trainer.stop_signal,
         is_resumed=checkpoint is not None,
         started=time.monotonic() - state.seconds,
     )
@@ -197,8 +172,40 @@ def choose_checkpoint(config: Config, accelerator: Accelerator) -> Path | None:
     return checkpoint
 
 
+def build_trainer(config: Config, accelerator: Accelerator, corpus: Corpus, source: Source | None) -> Trainer:
+    """What a training step needs, with the weights of a source if there is one, or else random ones."""
+    # -- the same weights on all processes, then other dropout on each
+    set_seed(config.train.seed)
+    model = HierarchicalTransformer(**config.model.to_dict())
+    if source is not None:
+        load_weights(model, source)
+    activations = watch_activations(model)
+    set_seed(config.train.seed, device_specific=True)
+
+    # -- ready to train
+    optimizer = build_optimizer(model, config.train)
+    model, optimizer = prepare(accelerator, model, optimizer, config.train)
+    return Trainer(
+        accelerator=accelerator,
+        model=model,
+        optimizer=optimizer,
+        config=config.train,
+        data=corpus["train"],
+        seq_len=config.model.seq_len,
+        activations=activations,
+    )
+
+
 def check_max_steps(config: Config, state: RunState, checkpoint: Path) -> None:
     """Raise a UserError if a checkpoint has more steps behind it than the run is to have."""
     if state.step > config.train.max_steps:
         allowed = f"at least {state.step}, the steps that {checkpoint} has behind it"
         raise UserError(Mistake("train.max_steps", config.train.max_steps, allowed))
+
+
+def log_changes(config: Config, trackers: Trackers, state: RunState) -> None:
+    """Tell the trackers what resumes have changed, and the user which metrics were measured before."""
+    trackers.log_changes(read_changes(config.folder))
+    if trackers.last_logged_step > state.step:
+        steps = f"{state.step + 1:,} to {trackers.last_logged_step:,}"
+        say(f"metrics     of steps {steps} stay as they were before the changes")

@@ -51,6 +51,11 @@ class Trainer:
         pieces = self.config.gradient_accumulation_steps
         return self.config.batch_size * pieces * self.accelerator.num_processes
 
+    @property
+    def bytes_per_step(self) -> int:
+        """Bytes predicted in a step, over all processes and accumulated pieces."""
+        return self.global_batch_size * self.seq_len
+
 
 @dataclass(frozen=True)
 class StepResult:

@@ -63,9 +63,9 @@ def print_beginning(config: Config, source: Source | None, changes: list[Change]
     for change in changes:
         say(f"changed     {change}")
     if config.resume and not read_corpora(config.folder):
-        say("corpus      whether it is the one of before is not known: the run has no corpus.json")
+        say("corpus      it is not known whether it is the same as before: the run has no corpus.json")
     if any(change.setting == "corpus.valid" for change in changes):
-        say("validation  has other bytes from here on, so the best model is chosen anew")
+        say("validation  has other bytes from here on, so earlier scores no longer count")
 
 
 def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboards: list[str] | None = None) -> None:
@@ -78,7 +78,7 @@ def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboar
     if scores:
         best = min(scores, key=lambda step: scores[step])
         score = coloured(f"{scores[best]:.4f} bits per byte", 32, sys.stdout)
-        print(f"best        {score} of the validation split, at step {best:,}")
+        print(f"best        {score} of the validation split, at step {best:,}")  # `say` would remove the colour
     say(f"trained     {state.step:,} of {config.train.max_steps:,} steps, {trained_bytes:,} bytes")
     say(f"time        {timedelta(seconds=round(state.seconds))}, {trained_bytes / state.seconds:,.0f} bytes/s")
     for dashboard in dashboards or []:

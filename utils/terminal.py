@@ -47,6 +47,11 @@ def warn(message: object) -> None:
     tqdm.write(f"{coloured('warning:', 33, sys.stderr)} {one_line(message)}", file=sys.stderr)
 
 
+def print_error(message: object) -> None:
+    """Print an error on stderr, in one line."""
+    tqdm.write(f"{coloured('error:', 31, sys.stderr)} {one_line(message)}", file=sys.stderr)
+
+
 class Output:
     """A standard stream whose other end may go away: a closed pipe or terminal, or a full disk behind it.
 
@@ -85,7 +90,7 @@ def end_without_output(error: OSError) -> NoReturn:
     """End the program because nobody reads on: silently after a closed pipe, as after `| head`."""
     if isinstance(error, BrokenPipeError):
         sys.exit(141)  # what a shell reports for a program that SIGPIPE ended
-    say(f"error: the output cannot be written ({error.strerror or error})", stream=sys.stderr)
+    print_error(f"the output cannot be written ({error.strerror or error})")
     sys.exit(1)
 
 

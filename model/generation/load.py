@@ -12,6 +12,8 @@ from utils.checks import is_number
 from utils.errors import Mistake, UserError
 from utils.files import read_json
 
+Shapes = dict[str, tuple[int, ...]]  # of each weight, by its name
+
 
 def load_model(run_dir: Path, device: str) -> HierarchicalTransformer:
     """The best model of a run, in evaluation mode.
@@ -43,9 +45,7 @@ def check_shapes(folder: Path) -> None:
     Raises:
         UserError: when config.json holds no settings of a model, or the first weight that does not fit.
     """
-    # -- the weights that are there
-    with safe_open(folder / "model.safetensors", "pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, it is no dict
+    found = saved_shapes(folder / "model.safetensors")
 
     # -- the settings; each block has a weight, so a depth that would take minutes to build cannot be right
     settings = read_json(folder / "config.json")
@@ -59,12 +59,27 @@ def check_shapes(folder: Path) -> None:
         raise UserError(Mistake("depth", depth, f"at most {len(found)}, as there are no more weights"))
 
     # -- the weights that the settings ask for
-    with torch.device("meta"):
-        model = HierarchicalTransformer(**settings)
-    expected = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+    expected = weight_shapes(ModelConfig(**settings))
     for name in expected | found:
         if expected.get(name) != found.get(name):
             raise UserError(f"{name} has shape {found.get(name)}, config.json asks for {expected.get(name)}")
+
+
+def weight_shapes(config: ModelConfig) -> Shapes:
+    """The shapes of the weights of a model with these settings. No memory is taken."""
+    with torch.device("meta"):
+        model = HierarchicalTransformer(**config.to_dict())
+    return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
+
+
+def saved_shapes(path: Path) -> Shapes:
+    """The shapes of the weights in a safetensors file, of which only the header is read.
+
+    Raises:
+        OSError, SafetensorError: if it cannot be read.
+    """
+    with safe_open(path, "pt") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, it is no dict
 
 
 def best_device() -> str:

@@ -4,7 +4,7 @@
     python -m tests.stress.full_disk --only model --rounds 1
 
 Mounts a tmpfs of a few MB, for which it needs root, or a user namespace of its own (`unshare`), so it runs on Linux
-alone. A case fills the disk, up to a number of bytes or inodes that is drawn, at a moment when the next write is known:
+only. A case fills the disk, up to a number of bytes or inodes that is drawn, at a moment when the next write is known:
 
     metrics      lines are appended to metrics.jsonl
     model        the best model is written
@@ -20,7 +20,6 @@ reason, and the checkpoint that is whole if there is one. Checkpoints, best mode
 """
 
 import argparse
-import gzip
 import itertools
 import json
 import os
@@ -36,7 +35,7 @@ from pathlib import Path
 from model import HierarchicalTransformer
 from tests.runs import checkpoints
 from tests.stress.compare import check_checkpoints, check_equal, check_nothing_left
-from tests.stress.programs import Started, kill_all, start, tiny_config, wait_until
+from tests.stress.programs import Started, kill_all, start, tiny_config, wait_until, write_text_of
 from tests.stress.report import Fault, Report
 
 DISK_BYTES = 8 << 20
@@ -222,12 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     enter_namespace()
     report = Report("full_disk", args.seed)
     folder = Path(tempfile.mkdtemp(prefix="full-disk-"))
-    text = folder / "text.txt.gz"
-    line = "%d times %d is %d, and that is a fact worth repeating.\n"
-    content = "".join(line % (i, i, i * i) for i in range(400))
-    with gzip.open(text, "wb", compresslevel=1) as file:
-        file.write((content * (CORPUS_BYTES // len(content) + 1)).encode())
-    config = tiny_config(folder, text)
+    config = tiny_config(folder, write_text_of(folder, CORPUS_BYTES))
 
     references: dict[str, Path] = {}
     for name, number in itertools.product([args.only] if args.only else KINDS, range(args.rounds)):

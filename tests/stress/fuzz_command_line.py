@@ -13,7 +13,6 @@ What must hold: exit code 0, or 2 with only lines that begin with `error:` on st
 such line; no traceback; no control or invisible characters in the output; an end within 30 seconds and 3 GiB of memory.
 """
 
-import argparse
 import copy
 import io
 import json
@@ -25,7 +24,6 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -35,9 +33,9 @@ from unicodedata import category
 
 import yaml
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TEXT, TINY
 from tests.stress.programs import is_warning, tiny_config
-from tests.stress.report import Fault, Report
+from tests.stress.report import Fault, Report, case_numbers, fuzzing_parser
 from tests.stress.worker import Worker
 from utils.files import sha256
 
@@ -468,9 +466,8 @@ def check(result: dict[str, Any]) -> str:
 
 def train_once(folder: Path, worker: Worker) -> None:
     """Train a tiny run in a folder, for the cases to copy."""
-    text = "".join(f"{i} times {i} is {i * i}, and that is a fact worth repeating.\n" for i in range(400))
-    (folder / "text.txt").write_text(text)
-    (folder / "text[1].txt").write_text(text)
+    for name in ("text.txt", "text[1].txt"):
+        (folder / name).write_text(TEXT)
     tiny_config(folder, folder / "text.txt")
     argv = ["--config", "tiny.yaml", "--run_dir", "run", "--train.max_steps=2", "--train.checkpoint_every=1"]
     answer = worker.call(("train.py", argv, folder), 4 * SECONDS)
@@ -493,12 +490,7 @@ def run_case(case: Case, worker: Worker) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, default=sys.maxsize, help="end after so many cases, if not before")
-    parser.add_argument("--case", type=int, help="the number of a single case, whose files are kept")
-    args = parser.parse_args(argv)
+    args = fuzzing_parser(__doc__).parse_args(argv)
 
     report = Report("fuzz_command_line", args.seed)
     folder = Path(tempfile.mkdtemp(prefix="command-line-"))
@@ -508,10 +500,7 @@ def main(argv: list[str] | None = None) -> int:
     trained.mkdir()
     train_once(trained, worker)
 
-    deadline = said = time.monotonic()
-    deadline += 60 * args.minutes
-    number = args.case or 0
-    while time.monotonic() < deadline and (args.case is not None or number < args.cases):
+    for number in case_numbers(args, report):
         case = draw_case(folder / str(number), trained, random.Random(f"{args.seed}-{number}"))
         title = f"case {number}, {case.program}"
         try:
@@ -521,12 +510,8 @@ def main(argv: list[str] | None = None) -> int:
             report.failed(title, f"{fault}\ncommand: {line}\nchanged: {'; '.join(case.changes) or 'nothing'}")
         if args.case is not None:
             print(f"command: {shlex.join([case.program, *case.argv])!a}, changed: {case.changes}, in {case.folder}")
-            break
-        shutil.rmtree(case.folder)
-        number += 1
-        if time.monotonic() - said > 20:
-            said = time.monotonic()
-            report.progress(f"{number} cases")
+        else:
+            shutil.rmtree(case.folder)
     worker.stop()
     if args.case is None:
         shutil.rmtree(folder)

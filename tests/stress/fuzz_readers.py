@@ -14,11 +14,9 @@ or packed in a way that is not promised; a corpus holds every readable file's co
 its report accounts for every file, link and row; the second opening gives the same bytes.
 """
 
-import argparse
 import bz2
 import csv
 import gzip
-import hashlib
 import io
 import json
 import lzma
@@ -29,10 +27,9 @@ import socket
 import sys
 import tarfile
 import tempfile
-import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -41,8 +38,9 @@ from typing import Any
 import numpy as np
 import zstandard
 
-from tests.stress.report import Fault, Report
+from tests.stress.report import Fault, Report, case_numbers, fuzzing_parser
 from tests.stress.worker import Worker
+from utils.files import sha256
 
 MAX_MEMORY = 1 << 30
 SECONDS = 60
@@ -493,13 +491,13 @@ def check_case(case: Case, cache_dir: Path, worker: Worker, chance: random.Rando
     if not case.is_uncertain:
         used = contents_of(path, case)
         check_report(found["report"], used, case)
-    before = sha256_of(path)
+    before = sha256(path)
     if sum(found["sizes"].values()) != path.stat().st_size:
         raise Fault(f"sizes {found['sizes']} of {path.stat().st_size} bytes")
 
     harm = damage_cache(found["folder"], chance)
     again = opened(config, worker)
-    if "error" in again or sha256_of(again["folder"] / "bytes.bin") != before or again["sha256"] != found["sha256"]:
+    if "error" in again or sha256(again["folder"] / "bytes.bin") != before or again["sha256"] != found["sha256"]:
         raise Fault(f"the second opening, after {harm}, gave other bytes: {again}")
     if again["report"] != found["report"] and harm == "nothing":
         raise Fault(f"the second opening reports {again['report']}, not {found['report']}")
@@ -620,24 +618,7 @@ def damage_cache(folder: Path, chance: random.Random) -> str:
     return f"{file.name} was {how}" if how != "nothing" else "nothing was changed"
 
 
-def sha256_of(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # -- the program
-
-
-def numbers(args: argparse.Namespace) -> Iterator[int]:
-    """The numbers of the cases to run: one, or as many as there is time for."""
-    if args.case is not None:
-        yield args.case
-        return
-    deadline = time.monotonic() + 60 * args.minutes
-    number = 0
-    while time.monotonic() < deadline and number < args.cases:
-        yield number
-        number += 1
 
 
 def make_readable(folder: Path) -> None:
@@ -648,19 +629,13 @@ def make_readable(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, default=sys.maxsize, help="end after so many cases, if not before")
-    parser.add_argument("--case", type=int, help="the number of a single case, whose files are kept")
-    args = parser.parse_args(argv)
+    args = fuzzing_parser(__doc__).parse_args(argv)
 
     report = Report("fuzz_readers", args.seed)
     folder = Path(tempfile.mkdtemp(prefix="readers-"))
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub"), "OMP_NUM_THREADS": "1"}
     worker = Worker(open_in_worker, prepare)
-    said = time.monotonic()
-    for number in numbers(args):
+    for number in case_numbers(args, report):
         chance = random.Random(f"{args.seed}-{number}")
         here = folder / str(number)
         here.mkdir()
@@ -676,9 +651,6 @@ def main(argv: list[str] | None = None) -> int:
             make_readable(here)
             shutil.rmtree(here)
             shutil.rmtree(folder / "cache", ignore_errors=True)
-        if time.monotonic() - said > 20:
-            said = time.monotonic()
-            report.progress(f"{number + 1} cases")
     worker.stop()
     if args.case is None:
         shutil.rmtree(folder)

@@ -20,7 +20,6 @@ What must hold:
 """
 
 import argparse
-import gzip
 import random
 import re
 import shutil
@@ -28,6 +27,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,6 +47,7 @@ from tests.stress.programs import (
     tiny_config,
     wait_until,
     workers,
+    write_text_of,
 )
 from tests.stress.report import Fault, Report
 
@@ -269,6 +270,36 @@ def train_undisturbed(folder: Path, config: Path, processes: int, steps: int) ->
     return run.run_dir
 
 
+def disturb(run: DisturbedRun, plan: Plan, reference: Callable[[int], Path], report: Report) -> int:
+    """Kill a run as planned, and train it to its end. Returns how many kills it survived; a failure counts as one.
+
+    Args:
+        reference: the run directory of an undisturbed run on a number of processes.
+    """
+    survived = 0
+    title = f"run {plan.number} on {plan.processes} process(es)"
+    case = title
+    try:
+        for i, kill in enumerate(plan.kills):
+            case = f"{title}, kill {i}, {kill}"
+            if not run.survive(kill):
+                report.passed(case, "ended before its kill")
+                break
+            report.passed(case, "survived")
+            survived += 1
+        case = title
+        run.finish()
+        run.check_end(reference(plan.processes))
+        report.passed(case, "equal in the end")
+    except Fault as fault:
+        report.failed(case, fault)
+        survived += 1  # so that the program ends
+    finally:
+        kill_all(run.mark)
+        kill_all(run.intruder_mark)
+    return survived
+
+
 def race(run: DisturbedRun, reference: Path, chance: random.Random) -> None:
     """Two fresh starts at the same moment, or up to half a second apart."""
     both = [start_waiting(run.arguments("fresh"), run.logs, run.mark) for _ in range(2)]
@@ -296,44 +327,20 @@ def main(argv: list[str] | None = None) -> int:
     report = Report("kills", args.seed)
     folder = Path(tempfile.mkdtemp(prefix="kills-"))
     print(f"runs are in {folder}", flush=True)
-    text = folder / "text.txt.gz"
-    line = "%d times %d is %d, and that is a fact worth repeating.\n"
-    content = "".join(line % (i, i, i * i) for i in range(400))
-    with gzip.open(text, "wb", compresslevel=1) as file:
-        file.write((content * (TEXT_BYTES // len(content) + 1)).encode())
-    config = tiny_config(folder, text)
+    config = tiny_config(folder, write_text_of(folder, TEXT_BYTES))
 
     @cache
     def reference(processes: int) -> Path:
         """The run directory of a run that nothing happened to."""
         return train_undisturbed(folder / f"undisturbed-{processes}", config, processes, args.steps)
 
-    # -- disturbed runs, with up to five kills each
+    # -- disturbed runs
     survived, number = 0, args.only or 0
     while survived < args.kills and (args.only is None or number == args.only):
         plan = draw_plan(args.seed, number, min(args.kills, KILLS_OF_A_RUN), args.steps)
         run = DisturbedRun(folder / f"run-{number}", config, plan.processes, args.steps)
-        title = f"run {number} on {plan.processes} process(es)"
+        survived += disturb(run, plan, reference, report)
         number += 1
-        case = title
-        try:
-            for i, kill in enumerate(plan.kills):
-                case = f"{title}, kill {i}, {kill}"
-                if not run.survive(kill):
-                    report.passed(case, "ended before its kill")
-                    break
-                report.passed(case, "survived")
-                survived += 1
-            case = title
-            run.finish()
-            run.check_end(reference(plan.processes))
-            report.passed(case, "equal in the end")
-        except Fault as fault:
-            report.failed(case, fault)
-            survived += 1  # it counts as a kill, so that there is an end
-        finally:
-            kill_all(run.mark)
-            kill_all(run.intruder_mark)
 
     # -- two fresh starts at once
     for number in range(args.races):

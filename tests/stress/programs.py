@@ -1,5 +1,6 @@
 """Starting the project's programs as a user does, and finding all processes of a run, orphans included."""
 
+import gzip
 import os
 import re
 import shlex
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TEXT, TINY
 from tests.runs import LAUNCH, LAUNCH_TWO, NO_GPU
 from tests.stress.report import Fault
 
@@ -145,6 +146,14 @@ def wait_until(happened: Callable[[], bool], started: Started, seconds: float) -
         if time.monotonic() > deadline:
             raise Fault(f"nothing happened within {seconds:.0f} s\n{started}")
         time.sleep(0.0005)
+
+
+def write_text_of(folder: Path, num_bytes: int) -> Path:
+    """Write a text with at least this many bytes once it is unpacked. Returns its path."""
+    path = folder / "text.txt.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write((TEXT * (num_bytes // len(TEXT) + 1)).encode())
+    return path
 
 
 def tiny_config(folder: Path, text: Path) -> Path:

@@ -1,7 +1,15 @@
-"""The report of a stress program: a line for each case, all that is needed to look at a failure, and a summary."""
+"""What stress programs have in common: which cases they run, and their report.
 
+A report has a line for each case, all that is needed to look at a failure, and a summary.
+"""
+
+import argparse
+import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+
+SECONDS_BETWEEN = 20  # two lines about how far a fuzzer is
 
 
 class Fault(AssertionError):
@@ -49,6 +57,33 @@ class Report:
 
     def elapsed(self) -> float:
         return time.monotonic() - self.started
+
+
+def fuzzing_parser(description: str | None) -> argparse.ArgumentParser:
+    """The command line of a fuzzer."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cases", type=int, default=sys.maxsize, help="end after this many cases, if not before")
+    parser.add_argument("--case", type=int, help="the number of a single case, whose files are kept")
+    return parser
+
+
+def case_numbers(args: argparse.Namespace, report: Report) -> Iterator[int]:
+    """The numbers of the cases that a fuzzer runs: one, or as many as there is time for. Now and then it says how far
+    it is."""
+    if args.case is not None:
+        yield args.case
+        return
+    deadline = time.monotonic() + 60 * args.minutes
+    said = time.monotonic()
+    for number in range(args.cases):
+        if time.monotonic() > deadline:
+            return
+        yield number
+        if time.monotonic() - said > SECONDS_BETWEEN:
+            said = time.monotonic()
+            report.progress(f"{number + 1} cases")
 
 
 def indented(text: object) -> str:

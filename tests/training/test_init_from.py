@@ -141,7 +141,7 @@ class TestSource:
             find_source("nobody/nothing")
         with pytest.raises(UserError, match="young has no model yet"):
             find_source(str(tmp_path / "young"))
-        for config in ("", "[]", "null", '{"dim": "wide"}', '{"colour": 1}', "{"):
+        for config in ("", "[]", "null", '{"dim": "wide"}', '{"colour": 1}', "{", "[" * 100_000):
             (tmp_path / "model" / "config.json").write_text(config)
             with pytest.raises(UserError, match=r"config\.json is no config of a model here"):
                 find_source(str(tmp_path / "model"))

@@ -15,7 +15,7 @@ from training.record import Change, read_changes, read_corpora
 from training.resume import ON_RESUME, SHAPE, changed_settings, check_same_run, flat
 from utils.errors import UserError
 
-DAMAGED = ["", "null", "{}", "[1]", "[null]", "[{}]", '[{"sha256": []}]', "[", "\0", "\xff"]
+DAMAGED = ["", "null", "{}", "[1]", "[null]", "[{}]", '[{"sha256": []}]', "[", "[" * 100_000, "\0", "\xff"]
 
 # Another value of each setting of the model that a resume allows, or refuses for another reason than a weight's shape.
 OTHERS = {

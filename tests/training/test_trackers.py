@@ -18,6 +18,7 @@ from tests.conftest import ROOT
 from tests.runs import NO_GPU, losses, metrics
 from training.checkpoints import RunState
 from training.config import Config, TrainConfig, WandbConfig, load_config
+from training.record import Change
 from training.trackers import TRACKERS, Tracker, Trackers
 from training.trackers.wandb import choose_mode
 from utils.errors import UserError
@@ -392,7 +393,7 @@ def test_a_run_goes_on_when_wandb_cannot_start(wandb_environment, tmp_path, caps
     assert state.tracker_ids == {} and len(metrics(tmp_path)) == 1 and trackers.locations == []
 
 
-@pytest.mark.parametrize("method", ["start", "log", "log_sample", "log_model", "finish"])
+@pytest.mark.parametrize("method", ["start", "log_changes", "log", "log_sample", "log_model", "finish"])
 def test_a_tracker_that_fails_is_left_alone(monkeypatch, tmp_path, capsys, method):
     calls = []
 
@@ -406,6 +407,9 @@ def test_a_tracker_that_fails_is_left_alone(monkeypatch, tmp_path, capsys, metho
 
         def start(self, run_id):
             self.called("start")
+
+        def log_changes(self, changes):
+            self.called("log_changes")
 
         def log(self, lines):
             self.called("log")
@@ -422,11 +426,12 @@ def test_a_tracker_that_fails_is_left_alone(monkeypatch, tmp_path, capsys, metho
     monkeypatch.setitem(TRACKERS, "board", Broken)
     trackers = Trackers(Config(run_dir=str(tmp_path), train=TrainConfig(trackers=("board",))), is_main_process=True)
     trackers.start(RunState())
+    trackers.log_changes([Change(0, "train.seed", 1, 2)])
     trackers.log(1, {"train/loss": 1.0})
     trackers.log_sample(1, "a sample")
     trackers.log_model(tmp_path, 1, 2.0)
     trackers.finish()
-    order = ["start", "log", "log_sample", "log_model", "finish"]
+    order = ["start", "log_changes", "log", "log_sample", "log_model", "finish"]
     assert calls == [*order[: order.index(method) + 1], "finish"]  # closed in any case
     expected = "warning: board failed, and the run goes on without it: RuntimeError: out of chalk·[31m\n"
     assert capsys.readouterr().err == expected and len(metrics(tmp_path)) == 1

@@ -41,13 +41,7 @@ class Trackers:
         dashboards = [name for name in TRACKERS if name != "metrics_file"]
         unknown = [name for name in names if name not in TRACKERS]
         if unknown:
-            raise UserError(
-                Mistake(
-                    "train.trackers",
-                    list(config.train.trackers),
-                    f"any of {', '.join(dashboards)}",
-                )
-            )
+            raise UserError(Mistake("train.trackers", list(config.train.trackers), f"any of {', '.join(dashboards)}"))
 
         self.trackers: dict[str, Tracker] = {}
         if is_main_process:
@@ -68,8 +62,7 @@ class Trackers:
 
     def log_changes(self, changes: list[Change]) -> None:
         """Pass on all settings that resumes of this run have changed."""
-        for tracker in self.trackers.values():
-            tracker.log_changes(changes)
+        self.tell_all(lambda tracker: tracker.log_changes(changes))
 
     def log(self, step: int, metrics: Mapping[str, int | float], offsets: list[int] | None = None) -> None:
         """Add metrics to those of a step. They are passed on when `flush` is called."""
