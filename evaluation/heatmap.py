@@ -12,7 +12,8 @@ from evaluation.bits_per_byte import FIRST_BYTE, window_nats
 from evaluation.level_ablation import level_replaced_by_mean, measure_means, removable_levels
 from model import HierarchicalTransformer
 from utils.checks import require
-from utils.files import write_text
+from utils.errors import UserError
+from utils.files import read_json, write_text
 from utils.terminal import one_line
 
 TEMPLATE = Path(__file__).with_name("heatmap.html")
@@ -126,8 +127,11 @@ def validation_score(run_dir: Path) -> str | None:
     path = run_dir / "model" / "training.json"
     if not path.is_file():
         return None
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return f"{record['validation_bits_per_byte']:.4f} bits per byte after step {record['step']:,}"
+    record = read_json(path)
+    try:
+        return f"{record['validation_bits_per_byte']:.4f} bits per byte after step {record['step']:,}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has no score and step of a validation") from error
 
 
 def write_heatmap(path: Path, model: HierarchicalTransformer, text: np.ndarray, run_dir: Path, source: Path) -> dict:

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from argparse import SUPPRESS, Action
+from argparse import SUPPRESS, Action, HelpFormatter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
@@ -104,9 +104,9 @@ class Parser(ArgumentParser):
         self.inherited = settings
         self.set_defaults(settings)
 
-    def format_help(self) -> str:
+    def format_help(self, formatter: HelpFormatter | None = None) -> str:
         """The help, without the backspace by which jsonargparse removes a space from --print_config [=flags]."""
-        return super().format_help().replace(" \b", "")
+        return super().format_help(formatter).replace(" \b", "")
 
     def take_text_as_typed(self) -> None:
         """Give flags of type `str | None` the type str, because jsonargparse reads the former as YAML.

@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model import HierarchicalTransformer, ModelConfig
-from model.generation.load import saved_shapes, weight_shapes
+from model.generation.load import check_depth, saved_shapes, weight_shapes
 from utils.errors import Mistake, UserError, as_typed
 from utils.files import read_json, sha256, user_path
 
@@ -78,6 +78,8 @@ def check_shapes(source: Source, config: ModelConfig) -> None:
         found = saved_shapes(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"init_from: {path} cannot be read ({error})") from error
+    for depth in (source.config.depth, config.depth):
+        check_depth("model.depth", depth, found)
     needed = weight_shapes(config)
     if needed == found:
         return

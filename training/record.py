@@ -78,7 +78,7 @@ def read_entries(path: Path, kind: type) -> list:
             raise TypeError("it is no list")
         objects = [kind(**entry) for entry in entries]
     except (OSError, ValueError, TypeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({error}); without the file, what it tells is not known") from error
+        raise UserError(f"{path} cannot be read ({error}); delete the file to go on without it") from error
     return objects
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,22 +48,27 @@ def check_shapes(folder: Path) -> None:
     """
     found = saved_shapes(folder / "model.safetensors")
 
-    # -- the settings; each block has a weight, so a depth that would take minutes to build cannot be right
+    # -- the settings
     settings = read_json(folder / "config.json")
     if not isinstance(settings, dict):
         raise UserError("config.json holds no settings by name")
     unknown = settings.keys() - {each.name for each in fields(ModelConfig)}
     if unknown:
         raise UserError(f"config.json has {', '.join(sorted(unknown))}, and there is no such setting")
-    depth = settings.get("depth")
-    if any(is_number(each, len(found) + 1) for each in (depth if isinstance(depth, list) else [depth])):
-        raise UserError(Mistake("depth", depth, f"at most {len(found)}, as there are no more weights"))
+    check_depth("depth", settings.get("depth"), found)
 
     # -- the weights that the settings ask for
     expected = weight_shapes(ModelConfig(**settings))
     for name in expected | found:
         if expected.get(name) != found.get(name):
             raise UserError(f"{name} has shape {found.get(name)}, config.json asks for {expected.get(name)}")
+
+
+def check_depth(name: str, depth: Any, found: Shapes) -> None:
+    """Raise a UserError on a depth of more layers than there are weights, which would take minutes to build."""
+    depths = depth if isinstance(depth, list | tuple) else [depth]
+    if any(is_number(each, len(found) + 1) for each in depths):
+        raise UserError(Mistake(name, depth, f"at most {len(found)}, as there are no more weights"))
 
 
 def weight_shapes(config: ModelConfig) -> Shapes:

@@ -13,6 +13,7 @@ import generate
 from evaluation.heatmap import MAX_BYTES, characters, validation_score, write_heatmap
 from evaluation.level_ablation import level_replaced_by_mean, measure_means
 from tests.model.models import build
+from utils.errors import UserError
 
 ODD = bytes(range(256)) + "</script><!-- & <b>naïve</b> € 😀 e\u0301\u200b\t".encode() + b"\xe2\x82 \xed\xa0\x80\r\n"
 
@@ -141,6 +142,10 @@ def test_the_page_shows_the_validation_score_that_the_run_recorded(page, tmp_pat
     record = {"step": 1200, "validation_bits_per_byte": 1.25, "code_version": "abc"}
     (tmp_path / "model" / "training.json").write_text(json.dumps(record))
     assert page(model, ODD).data["validation"] == "1.2500 bits per byte after step 1,200"
+    for damaged in ("", "null", "{}", "[" * 100_000):
+        (tmp_path / "model" / "training.json").write_text(damaged)
+        with pytest.raises(UserError, match=r"training.json"):
+            page(model, ODD)
 
 
 def test_generate_writes_the_page_of_a_file(whole, command, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -145,6 +146,12 @@ class TestSource:
             (tmp_path / "model" / "config.json").write_text(config)
             with pytest.raises(UserError, match=r"config\.json is no config of a model here"):
                 find_source(str(tmp_path / "model"))
+
+    def test_a_depth_that_cannot_be_that_of_the_weights_is_refused_at_once(self, source):
+        config = ModelConfig(**(MODEL | {"depth": 200_000}))
+        for pair in ((source, config), (replace(source, config=config), ModelConfig(**MODEL))):
+            with pytest.raises(UserError, match=r"model.depth: got 200000, allowed: at most \d+, as there are no more"):
+                check_shapes(*pair)
 
     def test_damaged_weights_are_one_line(self, source):
         file = source.folder / "model.safetensors"
