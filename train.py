@@ -21,15 +21,18 @@ from training.resume import check_corpus
 from training.run import Run, start_run
 from training.run_dir import Diverged, check_run_dir, open_run_dir, run_errors
 from training.step import train_step
+from training.stop_signal import ignore_save_requests
 from training.summary import human, model_card, print_summary
 from training.trackers import Trackers
 from utils.compiler import check_compiler
 from utils.errors import UserError
 from utils.files import write_text
+from utils.locks import release
 from utils.terminal import go_on_without_output, run_program
 
 
 def main(argv: list[str] | None = None) -> None:
+    ignore_save_requests()
     config = load_config(argv)
     with ExitStack() as held, user_errors():
         # -- check the machine, the run directory, the dashboards and the data, before anything is written
@@ -42,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
             trackers = Trackers(config, accelerator.is_main_process)
             corpus = open_corpus(config.data, config.model.seq_len)
             lock = open_run_dir(config, accelerator.process_index)
-            held.callback(lock.release)
+            held.callback(release, lock)
             if accelerator.is_main_process:
                 check_corpus(config, corpus)
 

@@ -23,7 +23,7 @@ class File:
     path: Path
     size: int
     modified: int
-    """nanoseconds"""
+    """nanoseconds; the later one of when it was written and when its status changed, as tools set the former back"""
     identity: tuple
     """device and inode: the same for all names of a file"""
 
@@ -189,7 +189,7 @@ def _file_at(path: Path, is_hidden: bool, tally: Tally) -> File | None:
         tally.leave_out("link" if is_link else "file", "no permission", name, size)
     else:
         inode = status.st_ino or name  # file systems without inodes give 0
-        return File(path, status.st_size, status.st_mtime_ns, (status.st_dev, inode))
+        return File(path, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns), (status.st_dev, inode))
     return None
 
 

@@ -107,6 +107,12 @@ def mistakes_of(program, arguments: list[str], capsys) -> list[str]:
     return [line.removeprefix("error: ") for line in output.err.splitlines()]
 
 
+@pytest.mark.parametrize("name", ["run_dir", "init_from"])
+def test_an_unset_variable_of_the_shell_is_no_path(capsys, name):
+    lines = mistakes_of(train, [f"--{name}="], capsys)
+    assert lines == [f"{name}: got an empty text, allowed: null, or a path"]
+
+
 def words_of(arguments) -> str:
     return " ".join(arguments)[-40:] if isinstance(arguments, list) else ""
 

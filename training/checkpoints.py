@@ -300,7 +300,7 @@ def save_best_model(accelerator: Accelerator, model: nn.Module, card: str, run_d
         plain_model.save_pretrained(temporary)
         write_text(temporary / "training.json", json.dumps(training, indent=2) + "\n")
         (run_dir / "model").mkdir(exist_ok=True)
-        for file in temporary.iterdir():
+        for file in sorted(temporary.iterdir()):  # training.json, which describes the others, is last
             replace(file, run_dir / "model" / file.name)
     temporary.rmdir()
 

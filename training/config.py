@@ -160,6 +160,9 @@ class Config:
     def __post_init__(self):
         if self.model.num_tokens != 256:
             raise UserError(Mistake("model.num_tokens", self.model.num_tokens, "256, because a corpus is bytes"))
+        for name in ("run_dir", "init_from"):
+            if getattr(self, name) == "":  # an unset variable of the shell
+                raise UserError(Mistake(name, "", "null, or a path"))
         if self.allow_other_corpus and not self.resume:
             raise UserError("--allow_other_corpus needs --resume")
 

@@ -39,7 +39,10 @@ def find_source(name: str) -> Source:
     """
     folder = find_folder(name)
     try:
-        return Source(name, folder, ModelConfig(**read_json(folder / CONFIG)))
+        settings = read_json(folder / CONFIG)
+        if not isinstance(settings, dict):
+            raise UserError("it holds no settings by name")
+        return Source(name, folder, ModelConfig(**settings))
     except (UserError, TypeError) as error:
         raise UserError(f"init_from: {folder / CONFIG} is no config of a model here ({error})") from error
 

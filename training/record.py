@@ -1,19 +1,23 @@
 """What a run keeps about itself: its settings, the corpora and weights that it used, and what was changed when."""
 
 import json
+import os
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
+from math import inf
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from data import Corpus
+from training.checkpoints import RunState
 from training.code_version import code_version
 from training.config import Config
 from training.init_from import Source
+from utils.checks import is_number
 from utils.errors import UserError, as_typed
-from utils.files import write_text
+from utils.files import naming, read_json, write_text
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,66 @@ def corpus_changes(run_dir: Path, corpus: Corpus, step: int) -> list[Change]:
         new = corpus.sha256[split]
         changes.append(Change(step, f"corpus.{split}", f"sha256 {old[:12]}", f"sha256 {new[:12]}"))
     return changes
+
+
+def set_metrics_aside(run_dir: Path, step: int) -> int:
+    """Move the metrics of later steps, which a changed run does not repeat as they were, to metrics-replaced.jsonl.
+
+    Returns their number.
+
+    Raises:
+        OSError: if the files cannot be written.
+    """
+    path, replaced = run_dir / "metrics.jsonl", run_dir / "metrics-replaced.jsonl"
+    if not path.is_file():
+        return 0
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = next((i for i, line in enumerate(lines) if step_of(line) > step), len(lines))
+    if kept < len(lines):
+        with naming(replaced), replaced.open("ab") as file:
+            file.writelines(lines[kept:])
+            file.flush()
+            os.fsync(file.fileno())
+        os.truncate(path, sum(map(len, lines[:kept])))
+    return len(lines) - kept
+
+
+def step_of(line: bytes) -> float:
+    """The step of a line of metrics; -1 for a damaged line."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return -1
+    return step if is_number(step, 0) else -1
+
+
+def best_score(run_dir: Path, state: RunState) -> float:
+    """The lowest validation in bits per byte that a resumed run has to beat.
+
+    It is that of the checkpoint. But if something has changed since, the best model may come from later steps, which
+    will not be repeated as they were. Scores of another validation split do not compare.
+    """
+    if last_change_of_split(run_dir, "valid") >= state.step:
+        return inf
+    changes = read_changes(run_dir)
+    if not changes or changes[-1].step < state.step:
+        return state.best_bits_per_byte
+    best = best_model(run_dir)
+    return state.best_bits_per_byte if best is None else min(state.best_bits_per_byte, best[0])
+
+
+def best_model(run_dir: Path) -> tuple[float, int] | None:
+    """Validation in bits per byte of the model in RUN_DIR/model, and its step.
+
+    None if there is no such model, its record is damaged, or it was scored on another validation split.
+    """
+    try:
+        record = dict(read_json(run_dir / "model" / "training.json"))
+        score, step = record["validation_bits_per_byte"], record["step"]
+    except (UserError, ValueError, TypeError, KeyError):
+        return None
+    counts = is_number(score, 0) and is_number(step, last_change_of_split(run_dir, "valid") + 1, int)
+    return (score, step) if counts else None
 
 
 def write_record(config: Config, corpus: Corpus, source: Source | None, changes: list[Change], step: int) -> None:

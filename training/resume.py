@@ -15,6 +15,7 @@ from utils.errors import Mistake, UserError, as_typed
 
 # Why a setting must stay. RUN stands for the run directory.
 SHAPE = "the weights have their shape from it"
+LOSSES = "a loss of weight 0 has no weights in the model, and others have some"
 TRAINED = "the weights were trained with it; --init_from RUN begins a new run from them, with other settings"
 OPTIMIZER = "the checkpoint has the state of this one; --init_from RUN begins a new run from the weights alone"
 SEED = "the batches to come follow from it; --init_from RUN begins a new run from the weights"
@@ -54,11 +55,11 @@ ON_RESUME: dict[str, str | None] = {
     "model.hierarchy_merge_all": SHAPE,
     "model.predict_hierarchy": SHAPE,
     "model.predict_use_all_hierarchy": SHAPE,
-    "model.recon_loss_weight": TRAINED,
-    "model.prophet_loss_weight": TRAINED,
-    "model.next_latent_loss_weight": TRAINED,
+    "model.recon_loss_weight": LOSSES,
+    "model.prophet_loss_weight": LOSSES,
+    "model.next_latent_loss_weight": LOSSES,
     "model.num_rollouts": TRAINED,
-    "model.quantizer_loss_weight": TRAINED,
+    "model.quantizer_loss_weight": LOSSES,
     # the corpus: its checksums decide, see `check_corpus`
     "data.name": FREE,
     "data.path": FREE,

@@ -2,7 +2,6 @@
 
 import time
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -18,7 +17,7 @@ from training.monitor import SpeedMeter, watch_activations
 from training.optimizer import build_optimizer
 from training.parallel import prepare, raised_by_all
 from training.progress import Progress
-from training.record import last_change_of_split, read_changes, write_record
+from training.record import best_score, read_changes, set_metrics_aside, write_record
 from training.resume import find_changes, own_settings
 from training.speed import flops_per_byte
 from training.step import StepResult, Trainer
@@ -135,10 +134,11 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
         if accelerator.is_main_process:
             if config.resume:
                 changes = find_changes(config, corpus, state.step)
-            print_beginning(config, source, changes)
+            replaced = set_metrics_aside(config.folder, state.step) if changes else 0
+            print_beginning(config, source, changes, replaced)
             write_record(config, corpus, source, changes, state.step)
-    if last_change_of_split(config.folder, "valid") >= state.step:
-        state.best_bits_per_byte = inf  # scores on another split do not compare
+    if config.resume:
+        state.best_bits_per_byte = best_score(config.folder, state)
 
     # -- the trackers, and then the signals, because wandb may set a handler of Ctrl-C as well
     with raised_by_all(accelerator):
@@ -146,7 +146,7 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
     if source is not None:
         trackers.log(0, {"bytes": 0, "seconds": 0.0})  # of the validation before the first step
     if changes:
-        log_changes(config, trackers, state)
+        trackers.log_changes(read_changes(config.folder))
     trainer.stop_signal = StopSignal()
     return Run(
         config=config,
@@ -201,11 +201,3 @@ def check_max_steps(config: Config, state: RunState, checkpoint: Path) -> None:
     if state.step > config.train.max_steps:
         allowed = f"at least {state.step}, the steps that {checkpoint} has behind it"
         raise UserError(Mistake("train.max_steps", config.train.max_steps, allowed))
-
-
-def log_changes(config: Config, trackers: Trackers, state: RunState) -> None:
-    """Tell the trackers what resumes have changed, and the user which metrics were measured before."""
-    trackers.log_changes(read_changes(config.folder))
-    if trackers.last_logged_step > state.step:
-        steps = f"{state.step + 1:,} to {trackers.last_logged_step:,}"
-        say(f"metrics     of steps {steps} stay as they were before the changes")

@@ -9,6 +9,11 @@ from types import FrameType
 from training.command_line import is_launched
 
 
+def ignore_save_requests() -> None:
+    """Ignore SIGUSR1 until a `StopSignal` handles it, as there is nothing to save yet. By default it ends a program."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
 class StopSignal:
     """Remembers signals, so that the run can finish its step and then act on them.
 

@@ -1,6 +1,5 @@
 """What train.py prints about a run: a header before it, a summary after it, and the best model's card."""
 
-import json
 import re
 import shlex
 import sys
@@ -15,10 +14,9 @@ from model import Attend, HierarchicalTransformer, ModelConfig
 from training.checkpoints import RunState
 from training.config import Config
 from training.init_from import Source, differences
-from training.record import Change, last_change_of_split, read_corpora
+from training.record import Change, best_model, read_corpora
 from training.step import Trainer
-from utils.checks import is_number
-from utils.terminal import coloured, one_line, say, warn
+from utils.terminal import coloured, one_line, say
 
 
 def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float) -> None:
@@ -49,11 +47,12 @@ def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float)
     say(f"run         {config.train.max_steps:,} steps of {batch}, in {config.run_dir}")
 
 
-def print_beginning(config: Config, source: Source | None, changes: list[Change]) -> None:
+def print_beginning(config: Config, source: Source | None, changes: list[Change], replaced: int) -> None:
     """Print where the weights come from, and what a resume changes.
 
     Args:
         source: the model that the run begins from, if it begins from one now.
+        replaced: lines of metrics that were set aside because of the changes.
     """
     if source is not None:
         say(f"weights     those of {source.folder}")
@@ -62,6 +61,8 @@ def print_beginning(config: Config, source: Source | None, changes: list[Change]
 
     for change in changes:
         say(f"changed     {change}")
+    if replaced:
+        say(f"metrics     of {replaced:,} later step(s) from before the changes are in metrics-replaced.jsonl now")
     if config.resume and not read_corpora(config.folder):
         say("corpus      it is not known whether it is the same as before: the run has no corpus.json")
     if any(change.setting == "corpus.valid" for change in changes):
@@ -74,11 +75,10 @@ def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboar
     quoted_run_dir = shlex.quote(str(run_dir))
     trained_bytes = state.step * bytes_per_step
 
-    scores = validation_scores(config)
-    if scores:
-        best = min(scores, key=lambda step: scores[step])
-        score = coloured(f"{scores[best]:.4f} bits per byte", 32, sys.stdout)
-        print(f"best        {score} of the validation split, at step {best:,}")  # `say` would remove the colour
+    best = best_model(run_dir)
+    if best is not None:
+        score = coloured(f"{best[0]:.4f} bits per byte", 32, sys.stdout)
+        print(f"best        {score} of the validation split, at step {best[1]:,}")
     say(f"trained     {state.step:,} of {config.train.max_steps:,} steps, {trained_bytes:,} bytes")
     say(f"time        {timedelta(seconds=round(state.seconds))}, {trained_bytes / state.seconds:,.0f} bytes/s")
     for dashboard in dashboards or []:
@@ -89,24 +89,6 @@ def print_summary(config: Config, state: RunState, bytes_per_step: int, dashboar
         say(f"score with  python evaluate.py {quoted_run_dir} --split test")
     if state.step < config.train.max_steps:
         say(f"resume with accelerate launch train.py --run_dir {quoted_run_dir} --resume")
-
-
-def validation_scores(config: Config) -> dict[int, float]:
-    """Bits per byte by step of each validation in metrics.jsonl on the latest validation split, if it was finite."""
-    last_change = last_change_of_split(config.folder, "valid")
-    scores = {}
-    path = config.folder / "metrics.jsonl"
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for number, text in enumerate(file, start=1):
-            try:
-                line = dict(json.loads(text))
-                score, step = line.get("validation/bits_per_byte"), int(line["step"])
-            except (ValueError, TypeError, KeyError, RecursionError):
-                warn(f"line {number} of {path} is damaged, and passed over")
-                continue
-            if score is not None and is_number(score, 0) and step > last_change:
-                scores[step] = score
-    return scores
 
 
 def count_parameters(model: HierarchicalTransformer) -> dict[str, int]:

@@ -13,7 +13,7 @@ from utils.files import write_text
 def try_lock(path: Path) -> FileLock | None:
     """Take the lock on a file, which is created if need be and stays afterwards; None if another process holds it.
 
-    The lock is held until `release` is called on it, the object is deleted, or the process ends. A file beside it tells
+    The lock is held until it is passed to `release`, or the process ends. A file beside it tells
     other processes who holds it, see `holder_of`.
 
     Raises:
@@ -26,6 +26,12 @@ def try_lock(path: Path) -> FileLock | None:
         return None
     write_text(holder_path(path), f"process {os.getpid()} on {socket.gethostname()}")
     return lock
+
+
+def release(lock: FileLock) -> None:
+    """Release a lock, and forget who held it."""
+    holder_path(Path(lock.lock_file)).unlink(missing_ok=True)
+    lock.release()
 
 
 def is_locked(path: Path) -> bool:

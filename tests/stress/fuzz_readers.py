@@ -350,7 +350,7 @@ def choose_path(case: Case, root: Path, chance: random.Random) -> None:
     candidates = [file for file in case.files if is_read(file) and file.alternatives]
     if kind == "slash":
         case.config["path"] += "/"
-    elif kind == "stars" and root.name == "tree":
+    elif kind == "stars" and root.name == "tree" and not os.path.lexists(root / "**"):
         case.config["path"] += "/**"
     elif kind == "file" and candidates:
         file = chance.choice(candidates)

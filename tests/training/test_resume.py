@@ -143,10 +143,21 @@ class TestSettings:
         assert changed == ["train.max_steps: 12 -> 13", "train.learning_rate: 0.01 -> 0.004"]
         assert len(losses(run)) == 13
 
-    def test_metrics_that_were_logged_under_the_old_settings_are_named(self, copy, workplace, train_here):
-        shutil.rmtree(checkpoints(workplace / copy)[-1])
-        said = train_here(copy, "--resume", "--train.grad_clip=0.5")
-        assert "metrics     of steps 11 to 12 stay as they were before the changes" in said
+    def test_steps_that_a_change_repeats_replace_metrics_but_not_a_better_model(self, copy, workplace, train_here):
+        run = workplace / copy
+        before, model = metrics(run), content(run / "model")
+        shutil.rmtree(checkpoints(run)[-1])
+        said = train_here(copy, "--resume", "--train.learning_rate=0.0001", "--train.min_learning_rate=0")
+        assert "metrics     of 2 later step(s) from before the changes are in metrics-replaced.jsonl now" in said
+
+        lines = (run / "metrics-replaced.jsonl").read_text().splitlines()
+        assert list(map(json.loads, lines)) == before[10:]
+        assert metrics(run)[:10] == before[:10] and len(losses(run)) == 12
+        scores = [lines[-1]["validation/bits_per_byte"] for lines in (before, metrics(run))]
+        assert scores[0] < scores[1]  # the smaller rate learns less
+
+        assert content(run / "model") == model
+        assert f"best        {scores[0]:.4f} bits per byte of the validation split, at step 12" in said
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

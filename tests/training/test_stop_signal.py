@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from training.stop_signal import StopSignal
+from training.stop_signal import StopSignal, ignore_save_requests
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -73,3 +73,8 @@ def test_a_signal_is_received_though_nobody_reads_standard_error(capfd):
     for file in (writer, kept):
         os.close(file)
     assert stop.received
+
+
+def test_sigusr1_before_training_is_ignored():
+    ignore_save_requests()
+    os.kill(os.getpid(), signal.SIGUSR1)

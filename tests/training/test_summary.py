@@ -15,20 +15,19 @@ from training.run_dir import run_errors
 from training.summary import attention_backends, print_summary
 
 
-def summary(run_dir: Path, lines: list[dict], state: RunState, capsys, max_steps: int = 1000) -> dict[str, str]:
-    """The summary of a run with these lines of metrics, by its first column."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+def summary(run_dir: Path, best: dict | None, state: RunState, capsys, max_steps: int = 1000) -> dict[str, str]:
+    """The summary of a run whose best model has this record, by its first column."""
+    if best is not None:
+        (run_dir / "model").mkdir(parents=True, exist_ok=True)
+        (run_dir / "model" / "training.json").write_text(json.dumps(best))
     print_summary(Config(run_dir=str(run_dir), train=TrainConfig(max_steps=max_steps)), state, bytes_per_step=2048)
     said = capsys.readouterr().out.splitlines()
     return {line[:12].strip(): line[12:] for line in said}
 
 
-def test_the_summary_has_the_best_score_and_its_step_not_the_last(tmp_path, capsys):
-    (tmp_path / "a run" / "model").mkdir(parents=True)
-    scores = {10: 3.5, 20: 1.23456, 30: 2.0, 40: None}  # a score that is not finite is null in the file
-    lines = [{"step": n} | ({"validation/bits_per_byte": scores[n]} if n in scores else {}) for n in range(1, 51)]
-    said = summary(tmp_path / "a run", lines, RunState(step=50, seconds=3661.6), capsys)
+def test_the_summary_has_the_score_and_step_of_the_best_model(tmp_path, capsys):
+    best = {"validation_bits_per_byte": 1.23456, "step": 20}
+    said = summary(tmp_path / "a run", best, RunState(step=50, seconds=3661.6), capsys)
     assert said["best"] == "1.2346 bits per byte of the validation split, at step 20"
     assert said["trained"] == "50 of 1,000 steps, 102,400 bytes"
     assert said["time"] == "1:01:02, 28 bytes/s"
@@ -39,22 +38,21 @@ def test_the_summary_has_the_best_score_and_its_step_not_the_last(tmp_path, caps
 
 
 def test_a_run_without_a_validation_has_no_score_and_no_model(tmp_path, capsys):
-    said = summary(tmp_path, [{"step": 1}], RunState(step=1, seconds=1.0), capsys)
+    said = summary(tmp_path, None, RunState(step=1, seconds=1.0), capsys)
     assert list(said) == ["trained", "time", "resume with"]
 
 
-def test_damaged_lines_of_metrics_are_passed_over_and_said(tmp_path, capsys):
-    lines = [{"step": 1, "validation/bits_per_byte": 2.0}]
-    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[0]) + '\n{"st\n[]\n{"loss": 1}\n\n')
-    print_summary(Config(run_dir=str(tmp_path)), RunState(step=1, seconds=1.0), bytes_per_step=2048)
-    said = capsys.readouterr()
-    assert "best        2.0000 bits per byte" in said.out
-    assert [line.split(" of ")[0] for line in said.err.splitlines()] == [f"warning: line {n}" for n in (2, 3, 4, 5)]
+@pytest.mark.parametrize("record", [None, [], {}, {"validation_bits_per_byte": "1", "step": 1}], ids=repr)
+def test_a_damaged_record_of_the_best_model_is_no_score(tmp_path, capsys, record):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "training.json").write_text(json.dumps(record))
+    assert "best" not in summary(tmp_path, None, RunState(step=1, seconds=1.0), capsys)
 
 
 def test_a_finished_run_is_not_told_how_to_resume(tmp_path, capsys):
-    lines = [{"step": 1, "validation/bits_per_byte": 2.0}]
-    assert list(summary(tmp_path, lines, RunState(step=1, seconds=1.0), capsys, 1)) == ["best", "trained", "time"]
+    best = {"validation_bits_per_byte": 2.0, "step": 1}
+    said = summary(tmp_path, best, RunState(step=1, seconds=1.0), capsys, 1)
+    assert list(said) == ["best", "trained", "time", "model", "sample with", "score with"]
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@ import subprocess
 import sys
 
 from tests.conftest import ROOT
-from utils.locks import holder_of, is_locked, try_lock
+from utils.locks import holder_of, is_locked, release, try_lock
 
 HOLD = """
 import sys, time
@@ -25,6 +25,7 @@ def test_a_lock_is_held_until_its_process_is_killed(tmp_path):
         other.wait()
         lock = try_lock(path)
     assert lock is not None
-    lock.release()
+    release(lock)
+    assert sorted(tmp_path.iterdir()) == [path]  # nobody is named who holds it no more
     assert not is_locked(path)
     assert try_lock(path) is not None
