@@ -176,7 +176,7 @@ def test_text_of_others_has_no_meaning_in_a_card(text):
 @settings(max_examples=40)
 @given(ANY_TEXT, ANY_TEXT)
 def test_a_card_has_its_parts_whatever_the_names_are(path, run_dir):
-    config = Config(run_dir=run_dir, data=DataConfig(name="files", path=path or "a"))
+    config = Config(run_dir=run_dir or "a", data=DataConfig(name="files", path=path or "a"))
     card = model_card(config, path, 5, 1.25)
     assert not set(card) & set("\r\x1b\u202e")
     _, front, rest = card.split("---\n", 2)
