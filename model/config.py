@@ -19,9 +19,14 @@ class Check:
     fits: Callable[[Any], bool]
 
 
+def within(low: int, high: int) -> Check:
+    """A whole number from `low` to `high`."""
+    return Check(f"{low} to {high:,}", lambda value: is_number(value, low, int) and value <= high)
+
+
 def at_least(low: int) -> Check:
-    """A whole number from `low` up."""
-    return Check(f"at least {low}", lambda value: is_number(value, low, int))
+    """A whole number from `low` up, as far as PyTorch counts many things."""
+    return Check(f"at least {low}, below 2^31", lambda value: is_number(value, low, int) and value < 2**31)
 
 
 def or_null(check: Check) -> Check:
@@ -39,10 +44,11 @@ def increasing(low: int) -> Check:
     return Check(f"a list of increasing whole numbers from {low}, or []", lambda value: is_increasing(value, low))
 
 
-LONGEST = 2**31 - 1  # PyTorch counts many things in 32 bits
-SEQ_LEN = Check(f"1 to {LONGEST:,}", lambda value: is_number(value, 1, int) and value <= LONGEST)
-EVEN = Check("an even number, at least 2", lambda value: is_number(value, 2, int) and value % 2 == 0)
-POSITIVE = Check("above 0", lambda value: is_number(value, 0) and value > 0)
+WIDEST_HEAD = 65_536
+EVEN = Check(
+    f"an even number, 2 to {WIDEST_HEAD:,}", lambda value: within(2, WIDEST_HEAD).fits(value) and value % 2 == 0
+)
+FACTOR = Check("above 0, at most 1,000", lambda value: is_number(value, 0) and 0 < value <= 1000)
 NOT_NEGATIVE = Check("0 or above", lambda value: is_number(value, 0))
 PROBABILITY = Check("0 to below 1", lambda value: is_number(value, 0) and value < 1)
 YES_OR_NO = Check("true or false", lambda value: isinstance(value, bool))
@@ -150,19 +156,19 @@ class ModelConfig:
     """bytes between two outputs of a level: a divisor of its compression; null = the compression itself; per level"""
     dim: int | tuple[int, ...] = level_setting(256, at_least(2))
     """width of the residual stream, per level"""
-    depth: int | tuple[int, ...] = level_setting(4, at_least(1))
+    depth: int | tuple[int, ...] = level_setting(4, within(1, 10_000))
     """layers in which a level runs a block, per level; a level with a smaller depth skips layers, evenly spaced"""
     compress_type: str | tuple[str, ...] = level_setting("conv", one_of("conv", "mean", "attention"))
     """how bytes become a level's tokens: conv, mean or attention, per level"""
-    compress_mult: float | tuple[float, ...] = level_setting(1.0, POSITIVE)
+    compress_mult: float | tuple[float, ...] = level_setting(1.0, FACTOR)
     """hidden width of a compression by convolution, as a multiple of dim, per level"""
-    ff_mult: float | tuple[float, ...] = level_setting(4.0, POSITIVE)
+    ff_mult: float | tuple[float, ...] = level_setting(4.0, FACTOR)
     """hidden width of the feed-forward, as a multiple of dim, per level"""
     dropout: float = model_setting(0.0, PROBABILITY)
     """dropout after attention and after the feed-forward"""
 
     # Attention.
-    seq_len: int = model_setting(512, SEQ_LEN)
+    seq_len: int = model_setting(512, at_least(1))
     """bytes of context in training; a level without a window never looks back further than this"""
     window_sizes: int | tuple[int | None, ...] | None = level_setting(None, WINDOW)
     """keys that a query sees, itself included; null = all of seq_len, 0 = no attention; per level"""

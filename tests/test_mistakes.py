@@ -36,7 +36,7 @@ MISTAKES = [
     (
         train,
         [*CONFIG, "--model.heads=[1,2,3]"],
-        "model.heads: got [1, 2, 3], allowed: at least 1; one for all or one for",
+        "model.heads: got [1, 2, 3], allowed: at least 1, below 2^31; one for",
     ),
     (
         train,
