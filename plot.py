@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from training.command_line import Parser, user_errors
-from utils.errors import Mistake, UserError
+from utils.errors import Mistake, UserError, reading_errors
 from utils.files import replace, user_path
 from utils.terminal import one_line, run_program, say
 
@@ -82,7 +82,8 @@ def read_metrics(path: Path) -> list[dict]:
     """
     if not os.path.isfile(path):
         raise UserError(Mistake("run", f"{path}, which is no file", "a run directory or its metrics.jsonl"))
-    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    with reading_errors("run", path):
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
     lines = []
     for number, text in enumerate(texts, start=1):
         try:

@@ -179,6 +179,7 @@ def test_time_and_bytes_can_be_the_axis():
         (["RUN", "--output", "TMP/nowhere/picture.png"], ["output: got", "nowhere", "a folder that exists"]),
         (["RUN", "TMP/none"], ["run: got", "none", "allowed: a run directory or its metrics.jsonl"]),
         (["x" * 300], ["run: got", "xxx", "allowed: a run directory or its metrics.jsonl"]),
+        (["/proc/self/mem"], ["run: "]),
         (["TMP/empty"], ["run: got", "no whole line", "allowed: a run of one step or more"]),
         (["TMP/broken"], ["run: got 'what?' in line 2 of", "allowed: JSON objects"]),
         (["TMP/bare"], ["run: got nothing to draw in bare", "allowed: lines with train/bits_per_byte"]),

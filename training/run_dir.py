@@ -25,7 +25,7 @@ def check_run_dir(config: Config) -> None:
     """
     with errors_of(config.folder):
         refuse_if_in_use(config.folder)
-    check_run_in(config)
+        check_run_in(config)
 
 
 def check_run_in(config: Config) -> None:

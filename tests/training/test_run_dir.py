@@ -93,6 +93,10 @@ class TestLock:
         assert content(tmp_path) == {}
         lock.release()
 
+    def test_a_name_that_is_too_long_is_refused(self, workplace, refused, tmp_path):
+        line = refused(training_script.main, "--config", workplace / "tiny.yaml", "--run_dir", tmp_path / ("x" * 300))
+        assert "allowed: a folder that can be written" in line and "File name too long" in line
+
     def test_a_fresh_start_on_a_running_run_is_told_who_trains_there(self, workplace, refused, tmp_path):
         (tmp_path / ".locks").mkdir()
         lock = try_lock(tmp_path / ".locks" / "1")  # the main process may be gone
