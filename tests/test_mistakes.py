@@ -107,6 +107,11 @@ def mistakes_of(program, arguments: list[str], capsys) -> list[str]:
     return [line.removeprefix("error: ") for line in output.err.splitlines()]
 
 
+def test_a_flag_without_a_value_does_not_take_a_word_from_before_it(workplace, capsys):
+    (line,) = mistakes_of(train, [str(workplace / "tiny.yaml"), "--train.max_steps=1", "--config"], capsys)
+    assert line.startswith("config: got nothing, allowed: ")
+
+
 @pytest.mark.parametrize("name", ["run_dir", "init_from"])
 def test_an_unset_variable_of_the_shell_is_no_path(capsys, name):
     lines = mistakes_of(train, [f"--{name}="], capsys)

@@ -84,7 +84,8 @@ class Parser(ArgumentParser):
         """Parse a command line, by default that of the process."""
         self.take_text_as_typed()
         flags = split_into_flags(sys.argv[1:] if args is None else args)
-        flags = sorted(flags, key=lambda flag: flag.name != "config")  # flags replace what is in config files
+        # Flags replace what is in config files. Words before the first flag stay first: they belong to no flag.
+        flags = sorted(flags, key=lambda flag: flag.name not in ("", "config"))
         self.words = [word for flag in flags for word in self.spell(flag)]
         try:
             words = [word for flag in flags for word in self.spell_with_settings(flag)]
