@@ -15,7 +15,7 @@ from data.report import Tally
 from data.store import Corpus, Streams, load_corpus, write_corpus
 from utils.errors import UserError
 from utils.files import user_path
-from utils.locks import holder_of, try_lock
+from utils.locks import holder_of, release, try_lock
 from utils.terminal import warn
 
 FORMAT = 2  # changes with the way in which corpora are read
@@ -100,7 +100,7 @@ def _only_writer(folder: Path) -> Generator[None]:
     try:
         yield
     finally:
-        lock.release()
+        release(lock)
 
 
 def _remove_leftovers(cache: Path) -> None:
@@ -109,4 +109,4 @@ def _remove_leftovers(cache: Path) -> None:
         lock = try_lock(_lock_path(temporary.with_name(temporary.name.removeprefix(WRITING))))
         if lock is not None:
             shutil.rmtree(temporary, ignore_errors=True)
-            lock.release()
+            release(lock)

@@ -106,8 +106,9 @@ def delete_half_written(run_dir: Path) -> None:
     """Delete the temporary files and folders of writes that a kill cut short."""
     shutil.rmtree(run_dir / "checkpoints" / ".writing", ignore_errors=True)
     shutil.rmtree(run_dir / ".model", ignore_errors=True)
-    for path in (run_dir / ".config.yaml.tmp", *run_dir.glob("samples/.*.tmp"), *run_dir.glob(".locks/.*.tmp")):
-        path.unlink(missing_ok=True)
+    for folder in (run_dir, run_dir / "samples", run_dir / ".locks"):
+        for path in folder.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 class Diverged(Exception):

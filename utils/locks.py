@@ -13,18 +13,25 @@ from utils.files import write_text
 def try_lock(path: Path) -> FileLock | None:
     """Take the lock on a file, which is created if need be and stays afterwards; None if another process holds it.
 
-    The lock is held until it is passed to `release`, or the process ends. A file beside it tells
-    other processes who holds it, see `holder_of`.
+    The lock is held until it is passed to `release`, or the process ends. A file beside it tells other processes who
+    holds it, see `holder_of`.
 
     Raises:
         OSError: if the file cannot be created.
     """
+    lock = acquired(path)
+    if lock is not None:
+        write_text(holder_path(path), f"process {os.getpid()} on {socket.gethostname()}")
+    return lock
+
+
+def acquired(path: Path) -> FileLock | None:
+    """The lock on a file, held by this process; None if another one holds it."""
     lock = FileLock(path)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         return None
-    write_text(holder_path(path), f"process {os.getpid()} on {socket.gethostname()}")
     return lock
 
 
@@ -40,10 +47,8 @@ def is_locked(path: Path) -> bool:
     Raises:
         OSError: if the file cannot be opened.
     """
-    lock = FileLock(path)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    lock = acquired(path)
+    if lock is None:
         return True
     lock.release()
     return False

@@ -124,6 +124,9 @@ class TestLock:
             run_dir / "checkpoints" / ".writing" / "model.safetensors",
             run_dir / ".model" / "model.safetensors",
             run_dir / ".config.yaml.tmp",
+            run_dir / ".corpus.json.tmp",
+            run_dir / ".changes.json.tmp",
+            run_dir / ".init_from.json.tmp",
             run_dir / "samples" / ".step-00000012.txt.tmp",
             run_dir / ".locks" / ".0-holder.tmp",
         ]
