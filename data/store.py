@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,16 @@ class Corpus:
     """checksum of each split, in hex"""
     report: CorpusReport = field(default_factory=CorpusReport)
     """what was read, and what was left out"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """All but the folder as plain values for a JSON file."""
+        return {
+            "name": self.name,
+            "source": self.source,
+            "sizes": self.sizes,
+            "sha256": self.sha256,
+            "report": self.report.to_dict(),
+        }
 
     def __getitem__(self, split: str) -> np.ndarray:
         """The bytes of a split (n), uint8.
@@ -113,10 +124,9 @@ def _write_files(temporary: Path, folder: Path, name: str, source: str, streams:
         reasons = "; ".join(report.lines())
         raise UserError(f"data.path: {source} holds no bytes" + (f" ({reasons})" if reasons else ""))
 
-    record = {"name": name, "source": source, "sizes": sizes, "sha256": _checksums(path, sizes)}
-    text = json.dumps(record | {"report": report.to_dict()}, indent=2)
-    (temporary / "corpus.json").write_text(text, encoding="utf-8")
-    return Corpus(folder=folder, report=report, **record)
+    corpus = Corpus(name, source, folder, sizes, _checksums(path, sizes), report)
+    (temporary / "corpus.json").write_text(json.dumps(corpus.to_dict(), indent=2), encoding="utf-8")
+    return corpus
 
 
 def _write_stream(file, stream: Iterator[bytes]) -> int:

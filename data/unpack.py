@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from data.report import Tally
-from utils.errors import UserError
+from utils.errors import UserError, reading_errors
 
 PIECE_BYTES = 1 << 20  # read at once
 TAR_BLOCK = 512
@@ -75,11 +75,8 @@ def unpack(path: Path, tally: Tally | None = None) -> Iterator[bytes]:
         UserError: if the file cannot be read, is damaged, is cut short or cannot be unpacked.
     """
     tally = tally or Tally()
-    try:
-        with path.open("rb") as file:
-            yield from _unpack(file, str(path), path.suffix, 0, tally)
-    except OSError as error:
-        raise UserError(f"data.path: {path} cannot be read ({error.strerror or error})") from error
+    with reading_errors("data.path", path), path.open("rb") as file:
+        yield from _unpack(file, str(path), path.suffix, 0, tally)
 
 
 def read_pieces(file) -> Iterator[bytes]:

@@ -210,10 +210,15 @@ def checkpoint_to_resume(run_dir: Path) -> Path | None:
         if not is_checkpoint(path):
             warn(f"passing over {path}: checkpoints are folders named step-00000000")
 
-    newest = newest_whole_checkpoint(run_dir)
-    damaged = {
-        path: damage(path) for path in all_checkpoints(run_dir) if newest is None or step_of(path) > step_of(newest)
-    }
+    newest = None
+    damaged = {}
+    for checkpoint in all_checkpoints(run_dir):
+        problem = damage(checkpoint)
+        if problem is None:
+            newest = checkpoint
+            break
+        damaged[checkpoint] = problem
+
     if damaged and newest is None:
         problems = "; ".join(f"{path.name}: {problem}" for path, problem in damaged.items())
         raise UserError(

@@ -8,9 +8,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from model import HierarchicalTransformer, ModelConfig
-from model.generation.load import check_depth, saved_shapes, weight_shapes
+from model.generation.load import check_depth, read_model_settings, saved_shapes, weight_shapes
 from utils.errors import Mistake, UserError, as_typed
-from utils.files import read_json, sha256, user_path
+from utils.files import sha256, user_path
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 ALLOWED = "a run directory, a folder with a model, or a repository of the Hugging Face hub"
@@ -39,11 +39,8 @@ def find_source(name: str) -> Source:
     """
     folder = find_folder(name)
     try:
-        settings = read_json(folder / CONFIG)
-        if not isinstance(settings, dict):
-            raise UserError("it holds no settings by name")
-        return Source(name, folder, ModelConfig(**settings))
-    except (UserError, TypeError) as error:
+        return Source(name, folder, ModelConfig(**read_model_settings(folder / CONFIG)))
+    except UserError as error:
         raise UserError(f"init_from: {folder / CONFIG} is no config of a model here ({error})") from error
 
 

@@ -130,7 +130,7 @@ def set_metrics_aside(run_dir: Path, step: int) -> int:
     if not path.is_file():
         return 0
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = next((i for i, line in enumerate(lines) if step_of(line) > step), len(lines))
+    kept = next((i for i, line in enumerate(lines) if step_of_line(line) > step), len(lines))
     if kept < len(lines):
         with naming(replaced), replaced.open("ab") as file:
             file.writelines(lines[kept:])
@@ -140,13 +140,13 @@ def set_metrics_aside(run_dir: Path, step: int) -> int:
     return len(lines) - kept
 
 
-def step_of(line: bytes) -> float:
-    """The step of a line of metrics; -1 for a damaged line."""
+def step_of_line(line: bytes) -> int:
+    """The step of a line of metrics.jsonl; -1 for a damaged line."""
     try:
         step = json.loads(line)["step"]
     except (ValueError, TypeError, LookupError, RecursionError):
         return -1
-    return step if is_number(step, 0) else -1
+    return step if is_number(step, 0, int) else -1
 
 
 def best_score(run_dir: Path, state: RunState) -> float:
@@ -192,8 +192,7 @@ def write_record(config: Config, corpus: Corpus, source: Source | None, changes:
 
     corpora = read_corpora(run_dir) if config.resume else []
     if not corpora or changed_splits(run_dir, corpus):
-        used = UsedCorpus(step, corpus.name, corpus.source, corpus.sizes, corpus.sha256, corpus.report.to_dict())
-        write_entries(run_dir / "corpus.json", [*corpora, used])
+        write_entries(run_dir / "corpus.json", [*corpora, UsedCorpus(step, **corpus.to_dict())])
 
     if changes:
         write_entries(run_dir / "changes.json", [*read_changes(run_dir), *changes])

@@ -48,13 +48,7 @@ def check_shapes(folder: Path) -> None:
     """
     found = saved_shapes(folder / "model.safetensors")
 
-    # -- the settings
-    settings = read_json(folder / "config.json")
-    if not isinstance(settings, dict):
-        raise UserError("config.json holds no settings by name")
-    unknown = settings.keys() - {each.name for each in fields(ModelConfig)}
-    if unknown:
-        raise UserError(f"config.json has {', '.join(sorted(unknown))}, and there is no such setting")
+    settings = read_model_settings(folder / "config.json")
     check_depth("depth", settings.get("depth"), found)
 
     # -- the weights that the settings ask for
@@ -62,6 +56,21 @@ def check_shapes(folder: Path) -> None:
     for name in expected | found:
         if expected.get(name) != found.get(name):
             raise UserError(f"{name} has shape {found.get(name)}, config.json asks for {expected.get(name)}")
+
+
+def read_model_settings(path: Path) -> dict[str, Any]:
+    """The settings of a model by name, from its config.json. Their values are not checked.
+
+    Raises:
+        UserError: when it holds something else, or a setting that does not exist.
+    """
+    settings = read_json(path)
+    if not isinstance(settings, dict):
+        raise UserError("config.json holds no settings by name")
+    unknown = settings.keys() - {each.name for each in fields(ModelConfig)}
+    if unknown:
+        raise UserError(f"config.json has {', '.join(sorted(unknown))}, and there is no such setting")
+    return settings
 
 
 def check_depth(name: str, depth: Any, found: Shapes) -> None:

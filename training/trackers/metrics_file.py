@@ -2,12 +2,10 @@
 
 import json
 import os
-from contextlib import suppress
 from math import isfinite
-from pathlib import Path
 
+from training.record import step_of_line
 from training.trackers.base import Line, Tracker
-from utils.checks import is_number
 from utils.errors import UserError
 from utils.files import naming, refuse_endless
 
@@ -32,7 +30,10 @@ class MetricsFile(Tracker):
         self.path.touch()
         complete, newline, _ = self.path.read_bytes().rpartition(b"\n")
         if complete:
-            self.last_step = step_of_line(complete.splitlines()[-1], self.path)
+            self.last_step = step_of_line(complete.splitlines()[-1])
+            if self.last_step < 0:
+                advice = "delete the lines at its end that are no metrics"
+                raise UserError(f"the last line of {self.path} has no step: {advice}")
         os.truncate(self.path, len(complete + newline))
 
     def log(self, lines: list[Line]) -> None:
@@ -43,15 +44,6 @@ class MetricsFile(Tracker):
             file.flush()
             os.fsync(file.fileno())
         self.last_step = lines[-1].step
-
-
-def step_of_line(text: bytes, path: Path) -> int:
-    """The step of the last line of a file. Raises a UserError if it has none."""
-    with suppress(ValueError, TypeError, LookupError, RecursionError):
-        step = json.loads(text)["step"]
-        if is_number(step, 0, int):
-            return step
-    raise UserError(f"the last line of {path} has no step: delete the lines at its end that are no metrics")
 
 
 def to_json(line: Line) -> str:
