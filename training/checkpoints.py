@@ -146,7 +146,7 @@ def read_state(checkpoint: Path) -> RunState:
     for name, hint in hints.items():
         if name not in values:
             mistakes.append(f"{path} lacks the field {name}, so another version of the code wrote it")
-        elif not fits(values[name], hint):
+        elif not fits(name, values[name], hint):
             mistakes.append(Mistake(f"{name} in {path}", values[name], ALLOWED[hint]))
     if mistakes:
         raise UserError(*mistakes)
@@ -157,12 +157,18 @@ def read_state(checkpoint: Path) -> RunState:
 ALLOWED: dict[Any, str] = {int: "a whole number, 0 or above", float: "a number", dict[str, str]: "texts by name"}
 
 
-def fits(value: Any, hint: Any) -> bool:
-    """Whether a value from JSON is of the type of a RunState's field. NaN and infinity are numbers, too."""
+# Fields that may be infinite, before the first validation, or NaN, if the model has diverged.
+SCORES = {"validation", "best_bits_per_byte"}
+
+
+def fits(name: str, value: Any, hint: Any) -> bool:
+    """Whether a value from JSON is of the type of a RunState's field."""
     if hint is int:
         return is_number(value, 0, int)
-    if hint is float:
+    if name in SCORES:
         return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is float:
+        return is_number(value, 0)
     return isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
 
 
