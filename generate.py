@@ -31,8 +31,8 @@ from utils.errors import Mistake, UserError, reading_errors
 from utils.files import user_path
 from utils.terminal import harmless, run_program, say
 
-MOST_FILE_BYTES = 100_000_000  # of prompts: a device such as /dev/zero has no end
-MOST_PASS_BYTES = 65_536  # of prompts that are read in one pass, which takes up to 64 kB of memory a byte
+MOST_FILE_BYTES = 100_000_000  # size of a file of prompts; a device such as /dev/zero has no end
+MOST_PASS_BYTES = 65_536  # bytes of prompts in one pass, which takes up to 64 kB of memory for each
 
 # New bytes of each sample so far, by the index of its prompt and its own index.
 Samples = dict[tuple[int, int], bytearray]

@@ -1,4 +1,4 @@
-"""Which files a path, a folder or a pattern stands for, and their bytes."""
+"""Find the files that a path, a folder or a pattern names, and read their bytes."""
 
 import hashlib
 import json
@@ -169,13 +169,14 @@ def _file_at(path: Path, is_hidden: bool, tally: Tally) -> File | None:
     """The regular file at a path, through links; None if it is left out."""
     name = str(path)
     is_link = os.path.islink(path)
+    unit = "link" if is_link else "file"
     try:
         status = path.stat()
     except PermissionError:
         tally.leave_out("file", "no permission", name)
         return None
-    except OSError:  # of a link to nothing or to itself, or of a file that has just been deleted
-        tally.leave_out("link" if is_link else "file", "leads nowhere", name)
+    except OSError:  # a link to nothing or to itself, or a file that has just been deleted
+        tally.leave_out(unit, "leads nowhere", name)
         return None
 
     size = 0 if is_link else status.st_size  # the bytes of a link's file are counted where the file is
@@ -184,9 +185,9 @@ def _file_at(path: Path, is_hidden: bool, tally: Tally) -> File | None:
     elif not stat.S_ISREG(status.st_mode):
         tally.leave_out("special file", "a pipe, socket or device", name)
     elif is_hidden:
-        tally.leave_out("link" if is_link else "file", "hidden", name, size)
+        tally.leave_out(unit, "hidden", name, size)
     elif not _may_read(path):
-        tally.leave_out("link" if is_link else "file", "no permission", name, size)
+        tally.leave_out(unit, "no permission", name, size)
     else:
         inode = status.st_ino or name  # file systems without inodes give 0
         return File(path, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns), (status.st_dev, inode))

@@ -5,7 +5,7 @@ from typing import Any
 
 from utils.checks import is_number
 
-NAMES_SHOWN = 3  # of what was left out for one reason
+NAMES_SHOWN = 3  # names that a report gives for each reason
 
 
 @dataclass(frozen=True)

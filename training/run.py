@@ -144,7 +144,7 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
     with raised_by_all(accelerator):
         trackers.start(state)
     if source is not None:
-        trackers.log(0, {"bytes": 0, "seconds": 0.0})  # of the validation before the first step
+        trackers.log(0, {"bytes": 0, "seconds": 0.0})  # axes for the validation before the first step
     if changes:
         trackers.log_changes(read_changes(config.folder))
     trainer.stop_signal = StopSignal()

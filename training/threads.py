@@ -8,7 +8,7 @@ import psutil
 import torch
 
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-FLAG = "--num_cpu_threads_per_process"  # of `accelerate launch`
+FLAG = "--num_cpu_threads_per_process"  # a flag of `accelerate launch`
 MARKS = ("ACCELERATE_MIXED_PRECISION", "LOCAL_RANK")  # what launchers set, for the processes that they start only
 
 

@@ -13,7 +13,7 @@ from utils.checks import is_number
 from utils.errors import Mistake, UserError
 from utils.files import read_json
 
-Shapes = dict[str, tuple[int, ...]]  # of each weight, by its name
+Shapes = dict[str, tuple[int, ...]]  # the shape of each weight, by its name
 
 
 def load_model(run_dir: Path, device: str) -> HierarchicalTransformer:

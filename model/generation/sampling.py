@@ -17,7 +17,8 @@ from utils.errors import Mistake, UserError, as_typed
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 # Beyond these a float32 overflows when logits are multiplied or divided.
-SMALLEST, LARGEST = 1e-30, 1e30
+SMALLEST = 1e-30
+LARGEST = 1e30
 
 NOTHING = -1  # in a step of `stream`: a row that is still in its prompt, or has ended
 

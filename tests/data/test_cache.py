@@ -88,7 +88,8 @@ def test_reports_that_do_not_fit_are_damage(read, change, capsys):
 
 
 def test_a_cache_that_may_only_be_read_is_read(unprivileged):
-    text, cache = unprivileged / "text.txt", unprivileged / "cache"
+    text = unprivileged / "text.txt"
+    cache = unprivileged / "cache"
     text.write_bytes(TEXT)
     read = functools.partial(open_corpus, DataConfig(name="files", path=str(text), cache_dir=str(cache)))
     folder = read().folder

@@ -53,7 +53,9 @@ ENTRIES = st.lists(st.tuples(KINDS, st.integers(0, 99), NAMES), max_size=14)
 
 def make_tree(root: Path, entries: list[tuple[str, int, str]]) -> dict[tuple[int, int], bytes]:
     """Make a tree in which each file holds a word of its own; returns the words by device and inode."""
-    folders, files, words = [root], [], {}
+    folders = [root]
+    files = []
+    words = {}
     for number, (kind, where, name) in enumerate(entries):
         path = folders[where % len(folders)] / name
         if os.path.lexists(path):
@@ -241,7 +243,8 @@ def test_a_deep_folder_is_read(folder, read):
 
 
 def test_what_may_not_be_read_is_named(unprivileged):
-    tree, cache = unprivileged / "tree", unprivileged / "cache"
+    tree = unprivileged / "tree"
+    cache = unprivileged / "cache"
     (tree / "locked").mkdir(parents=True)
     (tree / "listed").mkdir()
     for name in ("a.txt", "b.txt", "locked/c.txt", "listed/d.txt"):

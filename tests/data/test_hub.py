@@ -271,10 +271,12 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.do_GET()
 
     def answer(self, status: int, content: bytes = b""):
-        begin, end = 0, len(content)
+        begin = 0
+        end = len(content)
         if status == 200 and "Range" in self.headers:
             first, _, last = self.headers["Range"].removeprefix("bytes=").partition("-")
-            begin, end = int(first), int(last or end - 1) + 1
+            begin = int(first)
+            end = int(last or end - 1) + 1
             status = 206
         self.send_response(status)
         self.send_header("Content-Length", str(len(content[begin:end])))
