@@ -220,8 +220,8 @@ class ModelConfig:
         """First, because every per-level setting needs the number of levels."""
         compressions = self.per_level("hierarchies")
         legal = all(is_number(compression, 1, int) for compression in compressions)
-        distinct = len(set(compressions)) == len(compressions) > 0
-        require(self.to_dict(), hierarchies=(legal and distinct, "one or more distinct whole numbers, each at least 1"))
+        fits = legal and len(set(compressions)) == len(compressions) > 0
+        require(self.to_dict(), hierarchies=(fits, "one or more distinct whole numbers, each at least 1"))
 
     def _check_values(self) -> None:
         """Each setting by itself, against the check beside its field."""

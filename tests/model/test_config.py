@@ -1,10 +1,14 @@
 import json
+from contextlib import suppress
+from dataclasses import fields
+from math import inf, nan
 
 import pytest
 from hypothesis import given
 
 from model import HierarchicalTransformer, ModelConfig
 from tests.model.strategies import model_configs
+from utils.errors import UserError
 
 ILLEGAL = [
     ({"num_tokens": 1}, "num_tokens: got 1"),
@@ -84,3 +88,13 @@ def test_defaults_fit_any_number_of_levels():
         levels = ModelConfig(hierarchies=hierarchies, seq_len=64).levels
         assert [level.stride for level in levels] == [level.compression for level in levels]
         assert [level.window for level in levels] == [64 // level.compression for level in levels]
+
+
+ODD_VALUES = [None, [], [[1]], [{}], [1, [2]], [None], {}, {"a": 1}, "", "x", True, nan, inf, -1, 0, 10**30, 1.5, b"x"]
+
+
+@pytest.mark.parametrize("name", [each.name for each in fields(ModelConfig)])
+def test_a_value_of_any_kind_fits_or_is_reported(name):
+    for value in ODD_VALUES:
+        with suppress(UserError):
+            ModelConfig(**{name: value})
