@@ -484,8 +484,8 @@ def check_case(case: Case, cache_dir: Path, worker: Worker, chance: random.Rando
         if not case.may_fail:
             raise Fault(f"refused, but nothing is wrong with it: {found['error']}")
         error = found["error"].strip()
-        for file in case.files:  # programs print a newline in a name as another character
-            error = error.replace(file.path.name, "")
+        for name in {name for file in case.files for name in file.path.parts}:
+            error = error.replace(name, "")  # programs print a newline in a name as another character
         if "\n" in error and case.config["name"] == "files" and "\n" not in case.config["path"]:
             raise Fault(f"more than one line: {found['error']!r}")
         return "refused"
