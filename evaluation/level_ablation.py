@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from model import HierarchicalTransformer
-from model.merge import Merge
+from model.merge import LinearMerge, Merge
 from model.segments import align
 
 
@@ -37,22 +37,24 @@ class RunningMean:
 def measure_means(model: HierarchicalTransformer) -> Generator[dict[nn.Module, Tensor]]:
     """Average what levels pass on during the forward passes inside; the result is filled in at the end.
 
-    For each merge, the mean of its normed concatenation (sum of dims). For the norm of each predicting level, the mean
-    of its output (d).
+    For each merge by a network, the mean of its normed concatenation (sum of dims). For the norm of each level in a
+    linear merge, and that of each predicting level, the mean of its output (d).
     """
     running = RunningMean()
     means: dict[nn.Module, Tensor] = {}
 
     def add_merge_input(merge: Merge, inputs: tuple) -> None:
-        tokens, n = inputs[:2]
-        aligned = [align(tokens[i], segments, merge.common, n) for i, segments in enumerate(merge.segments)]
+        tokens, units = inputs[:2]
+        aligned = [align(tokens[i], units[i], units[merge.common]) for i in merge.sources]
         running.add(merge, merge.norm(torch.cat(aligned, dim=-1)))
 
     def add_output(norm: nn.Module, inputs: tuple, output: Tensor) -> None:
         running.add(norm, output)
 
-    hooks = [merge.register_forward_pre_hook(add_merge_input) for merge in model.merges.values()]
-    hooks += [model.norms[str(i)].register_forward_hook(add_output) for i in model.predicting_levels]
+    hooks = [merge.register_forward_pre_hook(add_merge_input) for merge in network_merges(model)]
+    norms: list[nn.Module] = [norm for merge in linear_merges(model) for norm in merge.norms.values()]
+    norms += [model.norms[str(i)] for i in model.predicting_levels]
+    hooks += [norm.register_forward_hook(add_output) for norm in norms]
     try:
         yield means
     finally:
@@ -70,20 +72,24 @@ def level_replaced_by_mean(model: HierarchicalTransformer, i: int, means: dict[n
     that division stays as it was, and only what the level knows about the text is gone. A level that nothing reads
     changes nothing, bit for bit. Weights and hooks are restored at the end.
     """
-    touched = [p for merge in model.merges.values() for p in (merge.norm.weight, merge.to_hidden.bias)]
+    merges = [merge for merge in network_merges(model) if i in merge.sources]
+    touched = [p for merge in merges for p in (merge.norm.weight, merge.to_hidden.bias)]
     saved = [p.detach().clone() for p in touched]
     hooks = []
     try:
-        # In a merge: move the level's mean contribution into the bias, and its weights to zero.
-        for merge in model.merges.values():
-            first = sum(merge.dims[:i])
-            own = slice(first, first + merge.dims[i])
+        # In a merge by a network: move the level's mean contribution into the bias, and its weights to zero.
+        for merge in merges:
+            place = merge.sources.index(i)
+            first = sum(merge.dims[:place])
+            own = slice(first, first + merge.dims[place])
             merge.to_hidden.bias.data += merge.to_hidden.weight.data[:, own] @ means[merge][own]
             merge.norm.weight.data[own] = 0
 
-        # In the logits: replace the level's output.
+        # In a linear merge, and in the logits: replace the level's output.
+        norms: list[nn.Module] = [m.norms[str(i)] for m in linear_merges(model) if str(i) in m.norms]
         if i in model.predicting_levels:
-            norm = model.norms[str(i)]
+            norms.append(model.norms[str(i)])
+        for norm in norms:
             hooks.append(norm.register_forward_hook(lambda norm, inputs, output: means[norm].expand_as(output)))
         yield
     finally:
@@ -91,3 +97,13 @@ def level_replaced_by_mean(model: HierarchicalTransformer, i: int, means: dict[n
             p.data.copy_(value)
         for hook in hooks:
             hook.remove()
+
+
+def network_merges(model: HierarchicalTransformer) -> list[Merge]:
+    """The merges by a network."""
+    return [merge for merge in model.merges.values() if isinstance(merge, Merge)]
+
+
+def linear_merges(model: HierarchicalTransformer) -> list[LinearMerge]:
+    """The merges by linear maps."""
+    return [merge for merge in model.merges.values() if isinstance(merge, LinearMerge)]

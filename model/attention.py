@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from model.attend import Attend
 from model.config import LevelConfig, ModelConfig
-from model.generation.cache import BlockCache, UnitPosition
+from model.generation.cache import BlockCache
 from model.kv_ring import prefill_rings
 from model.rotary import rotate
+from model.segments import Step, Units
 
 
 class Attention(nn.Module):
@@ -33,7 +34,7 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(level.heads * level.dim_head, level.dim, bias=False)
 
     def forward(
-        self, x: Tensor, cos_sin: Tensor, cache: BlockCache | None = None, position: UnitPosition | None = None
+        self, x: Tensor, cos_sin: Tensor, cache: BlockCache | None = None, units: Units | None = None
     ) -> Tensor:
         # Queries and keys stay in one tensor until both are normed and rotated.
         qkv = rearrange(self.to_qkv(self.norm(x)), "b n (h d) -> b h n d", h=self.heads + 2 * self.kv_heads)
@@ -42,14 +43,13 @@ class Attention(nn.Module):
             qk = (F.rms_norm(qk.float(), qk.shape[-1:]) * self.qk_norm_weight).type_as(qk)
         q, k = rotate(qk, cos_sin).split((self.heads, self.kv_heads), dim=1)
 
-        if cache is not None and position is not None:
-            ring = cache.rings[position.chain]
-            keys, values, mask = ring.update(k, v, position.index)
+        if cache is not None and isinstance(units, Step):
+            keys, values, mask = cache.rings[units.chain].update(k, v, units)
             out = self.attend(q, keys, values, mask)
         else:
             out = self.attend_within_chains(q, k, v)
-            if cache is not None:
-                cache.rings = prefill_rings(k, v, self.window, self.chains)
+            if cache is not None and units is not None:
+                cache.rings = prefill_rings(k, v, self.window, self.chains, units)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
     def attend_within_chains(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from model.attention import Attention
 from model.config import LevelConfig, ModelConfig
-from model.generation.cache import BlockCache, UnitPosition, prepend_history
+from model.generation.cache import BlockCache, prepend_history
+from model.segments import Units
 
 
 class Block(nn.Module):
@@ -24,19 +25,25 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, cos_sin: Tensor, cache: BlockCache | None = None, position: UnitPosition | None = None
+        self, x: Tensor, cos_sin: Tensor, cache: BlockCache | None = None, units: Units | None = None
     ) -> Tensor:
-        """`position` is that of a single token in generation, None in a first or a full pass."""
+        """`units` are those of the tokens x; only a cache needs them."""
         if self.attn is not None:
-            shifted, last = token_shift(x, self.chains, None if cache is None else cache.attention_shift)
-            if cache is not None:
-                cache.attention_shift = last
-            x = x + self.dropout(self.attn(shifted, cos_sin, cache, position))
+            shifted = self.shift(x, cache, units, "attention_shift")
+            x = x + self.dropout(self.attn(shifted, cos_sin, cache, units))
 
-        shifted, last = token_shift(x, self.chains, None if cache is None else cache.feedforward_shift)
-        if cache is not None:
-            cache.feedforward_shift = last
+        shifted = self.shift(x, cache, units, "feedforward_shift")
         return x + self.dropout(self.ff(shifted))
+
+    def shift(self, x: Tensor, cache: BlockCache | None, units: Units | None, name: str) -> Tensor:
+        """Token shift after the tokens in the cache, if there is one, where it keeps the last ones under this name."""
+        if cache is None:
+            return token_shift(x, self.chains)[0]
+        assert units is not None
+        kept = getattr(cache, name)
+        shifted, halves = token_shift(x, self.chains, None if kept is None else units.take(kept))
+        setattr(cache, name, units.put(kept, units.last(halves, self.chains)))
+        return shifted
 
 
 class FeedForward(nn.Module):
@@ -60,9 +67,8 @@ def token_shift(x: Tensor, chains: int, past: Tensor | None = None) -> tuple[Ten
         x: (b n d).
         past: the second halves of the `chains` tokens before x, (b chains d/2); None before the first token.
 
-    Returns the shifted tokens (b n d), and the past of the next call.
+    Returns the shifted tokens (b n d), and all second halves, those of the past first (b chains+n d/2).
     """
     own, shifted = x.chunk(2, dim=-1)
-    shifted = prepend_history(shifted, chains, past)
-    last = shifted[:, shifted.shape[1] - chains :]
-    return torch.cat((own, shifted[:, : x.shape[1]]), dim=-1), last
+    halves = prepend_history(shifted, chains, past)
+    return torch.cat((own, halves[:, : x.shape[1]]), dim=-1), halves

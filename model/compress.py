@@ -6,30 +6,32 @@ from torch import Tensor, nn
 
 from model.attend import Attend
 from model.config import LevelConfig
+from model.segments import Units
 
 
 class Compress(nn.Module):
-    """Embeddings of bytes to a level's tokens. Token k is made of the c bytes up to the end of unit k.
+    """Features of bytes to a level's tokens. Token k is made of the c bytes up to the end of unit k.
 
     `compress_type` is one of: "conv", a causal convolution of kernel c, SiLU, and a linear map; "mean", the mean of the
-    c bytes and a linear map; "attention", see `ChunkAttention`. With c = 1 it is a linear map, or the identity if the
-    widths are equal. Before the first byte there are zeros, which the mean counts.
+    c bytes and a linear map; "attention", see `ChunkAttention`; "last", a linear map of the last byte alone. With c = 1
+    it is a linear map, or the identity if the widths are equal. Before the first byte there are zeros, which the mean
+    counts.
 
     Args:
-        dim_in: width of the bytes' embeddings.
+        dim_in: width of the bytes' features.
     """
 
     def __init__(self, dim_in: int, level: LevelConfig):
         super().__init__()
         self.compression = level.compression
-        self.segments = level.segments
+        self.history = 0 if level.compress_type == "last" else level.compression - 1  # bytes before the unit's last one
         self.compress_type = level.compress_type
         self.net = self._build(dim_in, level)
 
     def _build(self, dim_in: int, level: LevelConfig) -> nn.Module:
         if level.compression == 1:
             return nn.Identity() if dim_in == level.dim else nn.Linear(dim_in, level.dim, bias=False)
-        if level.compress_type == "mean":
+        if level.compress_type in ("mean", "last"):
             return nn.Linear(dim_in, level.dim)
         if level.compress_type == "attention":
             return ChunkAttention(dim_in, level)
@@ -42,22 +44,22 @@ class Compress(nn.Module):
             nn.Linear(hidden, level.dim),
         )
 
-    def forward(self, x: Tensor, n: int) -> Tensor:
-        """Tokens (b k d) of the last n bytes.
+    def forward(self, x: Tensor, units: Units) -> Tensor:
+        """The token of each unit (b k d).
 
         Args:
-            x: embeddings of these bytes, after those of at least c - 1 bytes before them: (b at least c-1+n d_in).
+            x: features of the n bytes, after those of `history` bytes before them or more, (b n+… d_in).
         """
-        x = x[:, x.shape[1] - n - self.compression + 1 :]
-        if self.compression == 1:
-            return self.net(self.segments.down(x))
+        x = x[:, x.shape[1] - units.n - self.history :]
+        if self.history == 0:
+            return self.net(units.down(x))
 
-        chunks = self.segments.windows(x, self.compression)  # (b k d_in c)
+        chunks = units.windows(x, self.compression)  # (b k c d_in)
         if self.compress_type == "mean":
-            return self.net(chunks.mean(dim=-1))
+            return self.net(chunks.mean(dim=2))
         if self.compress_type == "attention":
-            return self.net(rearrange(chunks, "b k d c -> b k c d"))
-        return self.net(rearrange(chunks, "b k d c -> b k (c d)"))
+            return self.net(chunks)
+        return self.net(rearrange(chunks, "b k c d -> b k (c d)"))
 
 
 class ChunkAttention(nn.Module):

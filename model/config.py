@@ -8,6 +8,7 @@ from typing import Any
 
 from model.attend import BACKENDS
 from model.segments import FixedStride
+from model.words import Words
 from utils.checks import is_increasing, is_number, require
 
 
@@ -44,6 +45,11 @@ def increasing(low: int) -> Check:
     return Check(f"a list of increasing whole numbers from {low}, or []", lambda value: is_increasing(value, low))
 
 
+DEEPEST = 10_000  # layers
+DEPTH = Check(
+    f"1 to {DEEPEST:,} layers, or a list of which, such as [0, 5]",
+    lambda value: within(1, DEEPEST).fits(value) or (is_increasing(value, 0) and bool(value) and value[-1] < DEEPEST),
+)
 WIDEST_HEAD = 65_536
 EVEN = Check(
     f"an even number, 2 to {WIDEST_HEAD:,}", lambda value: within(2, WIDEST_HEAD).fits(value) and value % 2 == 0
@@ -72,12 +78,14 @@ class LevelConfig:
 
     compression: int
     """bytes that one token compresses, c"""
-    segments: FixedStride
+    segments: FixedStride | Words
     """where its units end"""
     dim: int
     """width of its residual stream"""
     layers: tuple[int, ...]
     """layers of the model in which it runs a block"""
+    first_layer: int
+    """the layer before which its tokens are made of the bytes"""
     attention_layers: tuple[int, ...]
     """those of its layers that attend"""
     window: int
@@ -87,6 +95,8 @@ class LevelConfig:
     kv_heads: int
     ff_mult: float
     compress_type: str
+    reads_states: bool
+    """whether its tokens are made of level 1's states, rather than of the bytes' embeddings"""
     compress_mult: float
     predicts: bool
     """whether logits are read from it"""
@@ -97,7 +107,7 @@ class LevelConfig:
 
     @property
     def stride(self) -> int:
-        """Bytes between two of its outputs."""
+        """Bytes between two of its outputs; at least so many on average, if its units end at words."""
         return self.segments.stride
 
     @property
@@ -154,12 +164,18 @@ class ModelConfig:
     """compression of each level, in bytes a token: distinct whole numbers, such as [1, 4]"""
     hierarchical_stride: int | tuple[int, ...] | None = level_setting(None, at_least(1))
     """bytes between two outputs of a level: a divisor of its compression; null = the compression itself; per level"""
+    boundaries: str | tuple[str, ...] = level_setting("stride", one_of("stride", "words"))
+    """where a coarse level's units end: stride, at equal distances, or words, right after one or several, with as many
+    units as a stride has, at most (arXiv 2404.14408); per level"""
     dim: int | tuple[int, ...] = level_setting(256, at_least(2))
     """width of the residual stream, per level"""
-    depth: int | tuple[int, ...] = level_setting(4, within(1, 10_000))
-    """layers in which a level runs a block, per level; a level with a smaller depth skips layers, evenly spaced"""
-    compress_type: str | tuple[str, ...] = level_setting("conv", one_of("conv", "mean", "attention"))
-    """how bytes become a level's tokens: conv, mean or attention, per level"""
+    depth: int | tuple[int | tuple[int, ...], ...] = level_setting(4, DEPTH)
+    """layers in which a level runs a block: how many, evenly spaced, or which, as in [[0, 3], [1, 2]]; per level"""
+    compress_type: str | tuple[str, ...] = level_setting("conv", one_of("conv", "mean", "attention", "last"))
+    """how bytes become a level's tokens: conv, mean or attention over its bytes, or the last byte alone; per level"""
+    compress_from: str | tuple[str, ...] = level_setting("embeddings", one_of("embeddings", "states"))
+    """what they are made of: the bytes' embeddings, or the states of level 1 before the level's first layer (arXiv
+    2404.14408, 2506.14761, 2507.07955); per level"""
     compress_mult: float | tuple[float, ...] = level_setting(1.0, FACTOR)
     """hidden width of a compression by convolution, as a multiple of dim, per level"""
     ff_mult: float | tuple[float, ...] = level_setting(4.0, FACTOR)
@@ -189,6 +205,10 @@ class ModelConfig:
     fused kernels), block_local (windows cut into blocks) or flex (flex attention, on a GPU) forces one"""
 
     # Where levels meet, and which of them predict.
+    merge_layers: tuple[int, ...] | None = model_setting(None, or_null(increasing(0)))
+    """layers after which levels meet; null = before each layer of a level that is merged into, and after the last"""
+    merge_type: str = model_setting("network", one_of("network", "linear"))
+    """how they meet: network, of two layers, over all levels together, or linear, a linear map of each other level"""
     hierarchy_merge_all: bool = model_setting(False, YES_OR_NO)
     """merge into every level, not only into the predicting one"""
     predict_hierarchy: int | None = model_setting(None, or_null(at_least(1)))
@@ -209,9 +229,8 @@ class ModelConfig:
     """weight of a coarse level's prediction of a random code of the next bytes (arXiv 2202.01855), per level"""
 
     def __post_init__(self):
-        for name, value in self.to_dict().items():
-            if isinstance(value, list):  # as JSON and YAML have it
-                object.__setattr__(self, name, tuple(value))
+        for each in fields(self):  # JSON and YAML have lists
+            object.__setattr__(self, each.name, as_tuple(getattr(self, each.name)))
         self._check_hierarchies()
         self._check_values()
         self._check_combinations()
@@ -251,14 +270,27 @@ class ModelConfig:
         strides = self.per_level("hierarchical_stride")
         divides = all(c % s == 0 for c, s in zip(compressions, strides, strict=True))
         require(self.to_dict(), hierarchical_stride=(divides, f"divisors of the compressions, {list(compressions)}"))
+        boundaries = self.per_level("boundaries")
+        follows_text = zip(compressions, strides, boundaries, strict=True)
+        own_stride = all(s == c for c, s, where in follows_text if where == "words")
+        compressions_of_words = "null, or the compression itself for levels with boundaries = words"
+        require(self.to_dict(), hierarchical_stride=(own_stride, compressions_of_words))
         predicts_each_byte = any(level.stride == 1 for level in self.levels if level.predicts)
         strides_from = "hierarchies" if self.hierarchical_stride is None else "hierarchical_stride"
 
         head_counts = zip(self.per_level("heads"), self.per_level("kv_heads"), strict=True)
         shared_evenly = all(kv_heads is None or heads % kv_heads == 0 for heads, kv_heads in head_counts)
 
-        depths = zip(self.per_level("depth"), self.per_level("attn_depth"), strict=True)
-        attention_fits = all(attn_depth is None or attn_depth <= depth for depth, attn_depth in depths)
+        depths = [len(level.layers) for level in self.levels]
+        attn_depths = zip(depths, self.per_level("attn_depth"), strict=True)
+        attention_fits = all(attn_depth is None or attn_depth <= depth for depth, attn_depth in attn_depths)
+
+        has_states = 1 in compressions or "states" not in self.per_level("compress_from")
+        unread_after = max((level.layers[-1] for level in self.levels if not level.predicts), default=0)
+        can_meet = [layer for layer in range(self.num_layers) if self.can_meet_after(layer)]
+        chosen = self.merge_layers
+        meets = chosen is None or not can_meet or unread_after <= max(chosen, default=-1)
+        exists = not chosen or set(chosen) <= set(can_meet)
 
         windows = zip(self.per_level("window_sizes"), compressions, strict=True)
         window_fits = all(window is None or window <= self.seq_len // c for window, c in windows)
@@ -270,7 +302,14 @@ class ModelConfig:
             self.to_dict(),
             **{strides_from: (predicts_each_byte, "a predicting level with a stride of 1 byte, to predict every byte")},
             kv_heads=(shared_evenly, f"divisors of heads = {self.heads}"),
-            attn_depth=(attention_fits, f"null, or 1 to {self.depth}"),
+            attn_depth=(attention_fits, f"null, or 1 to {', '.join(map(str, depths))}"),
+            compress_from=(has_states, "embeddings, as there is no level 1 whose states could be read"),
+            merge_layers=(
+                meets and exists,
+                f"null, or layers {can_meet[0]} to {can_meet[-1]}, the last of them not before layer {unread_after}"
+                if can_meet
+                else "null or [], as there is a single level",
+            ),
             window_sizes=(window_fits, f"null, or 0 to seq_len / compression = {most}"),
             attention=(
                 wide_enough,
@@ -298,9 +337,23 @@ class ModelConfig:
         return self.per_level("dim")[finest]
 
     @property
+    def dim_of_bytes(self) -> int:
+        """Width of the level with a compression of 1."""
+        return self.per_level("dim")[self.per_level("hierarchies").index(1)]
+
+    @property
     def num_layers(self) -> int:
         """Layers of the model: those of its deepest level."""
-        return max(self.per_level("depth"))
+        return max(depth[-1] + 1 if isinstance(depth, tuple) else depth for depth in self.per_level("depth"))
+
+    def begun_after(self, layer: int) -> tuple[int, ...]:
+        """The levels that have tokens after a layer."""
+        return tuple(i for i, level in enumerate(self.levels) if level.first_layer <= layer)
+
+    def can_meet_after(self, layer: int) -> bool:
+        """Whether a level that is merged into has tokens after a layer, and another one, too."""
+        begun = self.begun_after(layer)
+        return len(begun) > 1 and any(self.levels[i].is_merge_target for i in begun)
 
     @cached_property
     def levels(self) -> tuple[LevelConfig, ...]:
@@ -312,24 +365,29 @@ class ModelConfig:
         compressions = self.per_level("hierarchies")
         compression = compressions[i]
 
-        # A level with a smaller depth skips layers, evenly spaced, and always runs in the last one.
-        depth = own["depth"]
-        blocks_before = [layer * depth // self.num_layers for layer in range(self.num_layers + 1)]
-        layers = tuple(layer for layer in range(self.num_layers) if blocks_before[layer + 1] > blocks_before[layer])
+        layers = own["depth"]
+        if not isinstance(layers, tuple):
+            layers = evenly_spaced(layers, self.num_layers)
+        reads_states = own["compress_from"] == "states" and compression > 1
+        first_layer = layers[0] if reads_states else 0
 
         # Without a window a level sees the outputs of the last seq_len bytes.
         window = own["window_sizes"]
         if window is None:
             window = ceil(self.seq_len / compression)  # in a chain, outputs are `compression` bytes apart
-        attention_depth = depth if own["attn_depth"] is None else own["attn_depth"]
+        attention_depth = len(layers) if own["attn_depth"] is None else own["attn_depth"]
         attention_layers = layers[-attention_depth:] if window > 0 else ()
+
+        follows_text = own["boundaries"] == "words" and compression > 1  # else every byte is a unit
+        segments = Words(compression) if follows_text else FixedStride(own["hierarchical_stride"])
 
         predicting = min(compressions) if self.predict_hierarchy is None else self.predict_hierarchy
         return LevelConfig(
             compression=compression,
-            segments=FixedStride(own["hierarchical_stride"]),
+            segments=segments,
             dim=own["dim"],
             layers=layers,
+            first_layer=first_layer,
             attention_layers=attention_layers,
             window=window,
             dim_head=own["dim_head"],
@@ -337,6 +395,7 @@ class ModelConfig:
             kv_heads=own["heads"] if own["kv_heads"] is None else own["kv_heads"],
             ff_mult=own["ff_mult"],
             compress_type=own["compress_type"],
+            reads_states=reads_states,
             compress_mult=own["compress_mult"],
             predicts=compression == predicting or self.predict_use_all_hierarchy,
             is_merge_target=compression == predicting or self.hierarchy_merge_all,
@@ -345,5 +404,20 @@ class ModelConfig:
 
     def to_dict(self) -> dict:
         """Plain JSON values, one for each setting."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {each.name: as_list(getattr(self, each.name)) for each in fields(self)}
+
+
+def evenly_spaced(count: int, layers: int) -> tuple[int, ...]:
+    """So many of a model's layers, evenly spaced, the last one among them."""
+    before = [layer * count // layers for layer in range(layers + 1)]
+    return tuple(layer for layer in range(layers) if before[layer + 1] > before[layer])
+
+
+def as_tuple(value: Any) -> Any:
+    """A list as a tuple, the lists in it as well; anything else as it is."""
+    return tuple(map(as_tuple, value)) if isinstance(value, list | tuple) else value
+
+
+def as_list(value: Any) -> Any:
+    """A tuple as a list, the tuples in it as well; anything else as it is."""
+    return list(map(as_list, value)) if isinstance(value, list | tuple) else value

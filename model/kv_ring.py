@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from model.segments import Step, Units
+
 
 @dataclass
 class KVRing:
@@ -18,30 +20,47 @@ class KVRing:
     kv: Tensor
     """keys and values, (b 2 h window d); slots that were never written hold zeros"""
 
-    def update(self, k: Tensor, v: Tensor, index: int | Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Store one token (b h 1 d) that has this index in its chain.
+    def update(self, k: Tensor, v: Tensor, step: Step) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Store the token of each row that runs, k and v (m h 1 d).
 
-        Returns keys and values (b h j d), and a mask (1 j) of those that exist, or None if all j do. With the index as
-        a tensor (1), j is always the whole window, because recorded steps need fixed shapes.
+        Returns keys and values of these rows (m h j d), and a mask of those that exist, (1 j) or (m j), or None if all
+        j do. With the index as a tensor, j is always the whole window.
         """
         kv = torch.stack((k, v), dim=1)
         window = self.kv.shape[-2]
-        if isinstance(index, Tensor):
-            self.kv.index_copy_(-2, index % window, kv)
+        if not isinstance(step.index, Tensor):
+            self.kv[..., step.index % window, :] = kv[..., 0, :]
+            keys, values = self.kv[..., : step.index + 1, :].unbind(dim=1)
+            return keys, values, None
+
+        slot = step.index % window
+        written = torch.arange(window, device=kv.device) <= step.index[:, None]
+        if step.rows is None and step.mask is None:
+            self.kv.index_copy_(-2, slot, kv)
             keys, values = self.kv.unbind(dim=1)
-            written = torch.arange(window, device=kv.device) <= index[:, None]
-            return keys, values, written
-        self.kv[..., index % window, :] = kv[..., 0, :]
-        keys, values = self.kv[..., : index + 1, :].unbind(dim=1)
-        return keys, values, None
+        else:
+            keys, values = self.update_rows(kv[..., 0, :], slot, step).unbind(dim=1)
+        return keys, values, written
+
+    def update_rows(self, kv: Tensor, slot: Tensor, step: Step) -> Tensor:
+        """Store kv (m 2 h d) in a slot of each row (m), and return the rings of these rows."""
+        if step.rows is not None:
+            self.kv[step.rows, :, :, slot] = kv.to(self.kv.dtype)
+            return self.kv[step.rows]
+        rows = torch.arange(len(kv), device=kv.device)
+        self.kv[rows, :, :, slot] = step.put(self.kv[rows, :, :, slot], kv)
+        return self.kv
 
 
-def prefill_rings(k: Tensor, v: Tensor, window: int, chains: int) -> dict[int, KVRing]:
-    """The ring of each chain after a first pass over n tokens: k and v (b h n d).
+def prefill_rings(k: Tensor, v: Tensor, window: int, chains: int, units: Units) -> dict[int, KVRing]:
+    """The ring of each chain after a first pass over some units: k and v (b h k d).
 
     Token t belongs to chain t % chains, and has the index t // chains there.
     """
     kv = torch.stack((k, v), dim=1)
+    if units.real is not None:
+        return {0: KVRing(latest_of_rows(kv, units.real.sum(dim=1), window))}
+
     tokens_so_far = torch.arange(kv.shape[-2], device=kv.device)
     rings = {}
     for chain in range(chains):
@@ -50,3 +69,15 @@ def prefill_rings(k: Tensor, v: Tensor, window: int, chains: int) -> dict[int, K
         ring[..., tokens // chains % window, :] = kv[..., tokens, :]
         rings[chain] = KVRing(ring)
     return rings
+
+
+def latest_of_rows(kv: Tensor, count: Tensor, window: int) -> Tensor:
+    """The ring of each row (b 2 h window d), of as many of its first tokens as `count` (b) says: kv (b 2 h k d).
+
+    Slot s holds the latest token t with t % window = s.
+    """
+    slot = torch.arange(window, device=kv.device)
+    last = count[:, None] - 1
+    token = last - (last - slot) % window  # (b window), negative where there is none
+    index = token.clamp(min=0)[:, None, None, :, None].expand(-1, *kv.shape[1:3], -1, kv.shape[-1])
+    return kv.gather(-2, index) * (token >= 0)[:, None, None, :, None]

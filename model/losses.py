@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.config import LevelConfig, ModelConfig
+from model.segments import Units
 from model.typed import TypedModuleDict
 
 
@@ -36,8 +37,8 @@ class Losses(NamedTuple):
 class AuxiliaryLoss(nn.Module):
     """A scalar loss of one level's outputs.
 
-    `forward` takes the level's normed outputs (b k d), the bytes (b n), the labels (b n), which are the bytes one
-    later, and the embeddings of the bytes (b n d_in), without n-grams and matches.
+    `forward` takes the level's normed outputs (b k d) and its units, the bytes (b n), the labels (b n), which are the
+    bytes one later, and the embeddings of the bytes (b n d_in), without n-grams and matches.
     """
 
     def __init__(self, level: LevelConfig, weight: float):
@@ -45,20 +46,24 @@ class AuxiliaryLoss(nn.Module):
         self.level = level
         self.loss_weight = weight
 
-    def forward(self, outputs: Tensor, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor, units: Units, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
         raise NotImplementedError
 
 
-def bytes_behind(ids: Tensor, level: LevelConfig) -> Tensor:
-    """The c bytes that each of a level's outputs compressed: ids (b n) -> (b k c), -1 before the first byte."""
-    before = level.compression - 1
-    return level.segments.windows(F.pad(ids, (before, 0), value=-1), level.compression)
+def bytes_behind(ids: Tensor, size: int, units: Units) -> Tensor:
+    """The bytes up to the end of each unit: ids (b n) -> (b k size), -1 before the first byte and for no real unit."""
+    return real_only(units.windows(F.pad(ids, (size - 1, 0), value=-1), size), units)
 
 
-def bytes_ahead(labels: Tensor, level: LevelConfig) -> Tensor:
-    """The c bytes after each of a level's outputs: labels (b n) -> (b k c), -1 after the last byte."""
-    after = level.compression - 1
-    return level.segments.windows(F.pad(labels, (0, after), value=-1), level.compression)
+def bytes_ahead(labels: Tensor, size: int, units: Units) -> Tensor:
+    """The bytes after the end of each unit: labels (b n) -> (b k size), -1 after the last byte and for no real unit."""
+    windows = units.windows(F.pad(labels, (0, size - 1), value=-1), size)
+    return real_only(windows, units)
+
+
+def real_only(windows: Tensor, units: Units) -> Tensor:
+    """Windows (b k size) with -1 for units that are not real."""
+    return windows if units.real is None else windows.where(units.real[..., None], -1)
 
 
 class ByteLoss(AuxiliaryLoss):
@@ -69,8 +74,9 @@ class ByteLoss(AuxiliaryLoss):
         self.ahead = ahead
         self.to_logits = nn.Linear(level.dim, level.compression * num_tokens, bias=False)
 
-    def forward(self, outputs: Tensor, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
-        targets = bytes_ahead(labels, self.level) if self.ahead else bytes_behind(ids, self.level)
+    def forward(self, outputs: Tensor, units: Units, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
+        size = self.level.compression
+        targets = bytes_ahead(labels, size, units) if self.ahead else bytes_behind(ids, size, units)
         targets = rearrange(targets, "b k c -> (b k c)")
         logits = rearrange(self.to_logits(outputs), "b k (c v) -> (b k c) v", c=self.level.compression)
         return F.cross_entropy(logits.float(), targets, ignore_index=-1)
@@ -98,12 +104,12 @@ class NextLatent(AuxiliaryLoss):
         )
         self.to_out = nn.Linear(dim, dim)
 
-    def forward(self, outputs: Tensor, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
+    def forward(self, outputs: Tensor, units: Units, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
         count = outputs.shape[1] - self.rollouts
         if count < 1:
             return outputs.sum() * 0.0  # the sequence is too short; the sum keeps the graph
 
-        summaries = self.summarize(self.mean_of_bytes_behind(ids, byte_embeddings.detach()))
+        summaries = self.summarize(self.mean_of_bytes_behind(ids, byte_embeddings.detach(), units))
         latent = outputs[:, :count]
         loss = outputs.new_zeros(())
         accumulated_error = outputs.new_zeros(())
@@ -111,22 +117,28 @@ class NextLatent(AuxiliaryLoss):
             ahead = slice(step, step + count)
             latent = latent + self.to_out(self.hidden(torch.cat((latent, summaries[:, ahead]), dim=-1)))
             error = self.error(latent.float(), outputs[:, ahead].detach().float())
-            loss = loss + (error * torch.exp(-accumulated_error)).mean() / self.rollouts
+            weighted = error * torch.exp(-accumulated_error)
+            loss = loss + mean_of_real(weighted, None if units.real is None else units.real[:, ahead]) / self.rollouts
             accumulated_error = accumulated_error + error.detach()
         return loss
 
-    def mean_of_bytes_behind(self, ids: Tensor, x: Tensor) -> Tensor:
+    def mean_of_bytes_behind(self, ids: Tensor, x: Tensor, units: Units) -> Tensor:
         """Mean of the embeddings x (b n d_in) of the bytes that each output compressed: (b k d_in)."""
-        before = self.level.compression - 1
-        behind = self.level.segments.windows(F.pad(x, (0, 0, before, 0)), self.level.compression)
-        exist = (bytes_behind(ids, self.level) >= 0).sum(dim=-1, keepdim=True)
-        return behind.sum(dim=-1) / exist
+        size = self.level.compression
+        behind = units.windows(F.pad(x, (0, 0, size - 1, 0)), size)
+        exist = (bytes_behind(ids, size, units) >= 0).sum(dim=-1, keepdim=True)
+        return behind.sum(dim=2) / exist.clamp(min=1)
 
     @staticmethod
     def error(latent: Tensor, target: Tensor) -> Tensor:
         """A tenth mean squared error, nine tenths cosine distance: (b k d) -> (b k)."""
         squared = F.mse_loss(latent, target, reduction="none").mean(dim=-1)
         return 0.1 * squared + 0.9 * (1 - F.cosine_similarity(latent, target, dim=-1))
+
+
+def mean_of_real(values: Tensor, real: Tensor | None) -> Tensor:
+    """The mean of values (b k) over the units that are real; 0 if there are none."""
+    return values.mean() if real is None else (values * real).sum() / real.sum().clamp(min=1)
 
 
 class Quantizer(AuxiliaryLoss):
@@ -147,8 +159,8 @@ class Quantizer(AuxiliaryLoss):
         self.register_buffer("codebook", F.normalize(torch.randn(self.CODES, self.CODE_DIM), dim=-1))
         self.to_logits = nn.Linear(level.dim, self.CODES, bias=False)
 
-    def forward(self, outputs: Tensor, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
-        ahead = bytes_ahead(labels, self.level)
+    def forward(self, outputs: Tensor, units: Units, ids: Tensor, labels: Tensor, byte_embeddings: Tensor) -> Tensor:
+        ahead = bytes_ahead(labels, self.level.compression, units)
         cut_off = (ahead < 0).any(dim=-1)
         codes = rearrange(self.codes(ahead.clamp(min=0)).masked_fill(cut_off, -1), "b k -> (b k)")
         logits = rearrange(self.to_logits(outputs), "b k v -> (b k) v")
@@ -173,6 +185,16 @@ BUILDERS: dict[str, Callable[..., AuxiliaryLoss]] = {
 FOR_EVERY_LEVEL = {"next_latent"}  # the others say nothing new about a level that compresses nothing
 
 
+def has_loss(level: LevelConfig, name: str) -> bool:
+    """Whether a level has a loss of this name."""
+    return level.loss_weights[name] > 0 and (level.compression > 1 or name in FOR_EVERY_LEVEL)
+
+
+def has_losses(level: LevelConfig) -> bool:
+    """Whether a level has any of the losses."""
+    return any(has_loss(level, name) for name in BUILDERS)
+
+
 def build_losses(config: ModelConfig) -> "TypedModuleDict[TypedModuleDict[AuxiliaryLoss]]":
     """The losses that have a weight, by name, then by level."""
     losses = {}
@@ -180,9 +202,10 @@ def build_losses(config: ModelConfig) -> "TypedModuleDict[TypedModuleDict[Auxili
         options = {"rollouts": config.num_rollouts} if name == "next_latent" else {}
         modules = {}
         for i, level in enumerate(config.levels):
-            weight = level.loss_weights[name]
-            if weight > 0 and (level.compression > 1 or name in FOR_EVERY_LEVEL):
-                modules[str(i)] = build(level, weight, config.num_tokens, config.embedding_dim, **options)
+            if has_loss(level, name):
+                modules[str(i)] = build(
+                    level, level.loss_weights[name], config.num_tokens, config.embedding_dim, **options
+                )
         if modules:
             losses[name] = TypedModuleDict(modules)
     return TypedModuleDict(losses)

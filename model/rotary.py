@@ -32,16 +32,16 @@ class Rotary(nn.Module):
         exponent = torch.tensor([1.0] * heads + [-1.0] * kv_heads) / XPOS_SCALE_BASE
 
         self.register_buffer("inverse_frequency", theta ** (-channel / dim_head), persistent=False)
-        self.register_buffer("phase", rearrange(phase, "t d -> t 1 1 d"), persistent=False)
+        self.register_buffer("phase", rearrange(phase, "t d -> t 1 1 1 d"), persistent=False)
         self.register_buffer("scale", (channel + 0.4 * dim_head) / (1.4 * dim_head), persistent=False)
         self.register_buffer("xpos_exponent", rearrange(exponent, "h -> h 1 1"), persistent=False)
 
     def forward(self, positions: Tensor, origin: int = 0) -> Tensor:
-        """The cos and sin tables at positions (n): (2 1 n d), or (2 heads n d) with xPos.
+        """The cos and sin tables at positions (b n), or (1 n) for all rows: (2 b 1 n d), or (2 b heads n d) with xPos.
 
         The scale of xPos is 1 at `origin`. Angles are computed in float64, for long texts; MPS has no float64.
         """
-        positions = rearrange(positions, "n -> n 1")
+        positions = rearrange(positions, "b n -> b 1 n 1")
         precision = torch.float32 if positions.device.type == "mps" else torch.float64
         angles = positions * self.inverse_frequency.to(precision) + self.phase
         cos_sin = angles.cos().to(self.inverse_frequency)

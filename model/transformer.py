@@ -1,7 +1,9 @@
 """The hierarchical transformer: parallel levels of a byte stream, merged layer by layer to predict the next byte.
 
 Notable features:
-- parallel levels at different rates, each of which reads only bytes that come before those it predicts
+- levels at different rates, side by side or one within the other, each of which reads only bytes that come before those
+  it predicts
+- units of a fixed stride, or units that end at words
 - embeddings of hashed n-grams and of a match model, added to each byte's embedding
 - token shift, rotary positions, exact sliding windows, grouped-query attention
 - merges that cost a coarse level no more than its own tokens
@@ -15,9 +17,13 @@ token is made of the c bytes up to the end of its unit. With levels 1 and 4, and
     level 4x        0   .   .   .   1   .   .   .     token 0 is made of byte 0, token 1 of the bytes 1 to 4
     reads of 4x     0   0   0   0   1   1   1   1     the latest token, in merges and for the logits of the next byte
 
+Levels whose units end at words have at most as many of them, and each ends right after a word (model/words.py).
+
 Axes: b batch, n bytes, k units of a level, d channels, h heads, v vocabulary, c bytes of a compression; in attention,
 i queries and j keys.
 """
+
+from collections import defaultdict
 
 import torch
 import torch.nn.functional as F
@@ -29,13 +35,15 @@ from model.block import Block, FeedForward
 from model.compress import Compress
 from model.config import LevelConfig, ModelConfig
 from model.embedding import ByteEmbedding
-from model.generation.cache import BlockCache, Cache, LevelCache, MergeCache, UnitPosition, prepend_history
+from model.generation.cache import BlockCache, Cache, LevelCache, MergeCache, keep_latest, prepend_history
 from model.generation.sampling import generate, stream
 from model.hub import HubModel
-from model.losses import Losses, NextLatent, build_losses
-from model.merge import Merge
+from model.losses import Losses, NextLatent, build_losses, has_losses
+from model.merge import MERGES, LevelUnits, LinearMerge, Merge, Tokens
 from model.rotary import XPOS_SCALE_BASE, Rotary
+from model.segments import Step, Units
 from model.typed import TypedModuleDict, TypedModuleList
+from model.words import Words, WordUnits
 from utils.errors import Mistake, UserError
 
 
@@ -60,9 +68,15 @@ class HierarchicalTransformer(nn.Module, HubModel):
         self.predicting_levels = tuple(i for i, level in enumerate(levels) if level.predicts)
         self.merge_targets = tuple(i for i, level in enumerate(levels) if level.is_merge_target)
 
+        # Levels by the layer that they begin with; those that read the states of level 1 come after it.
+        self.beginning_levels: dict[int, list[int]] = defaultdict(list)
+        for i in sorted(range(len(levels)), key=lambda i: levels[i].reads_states):
+            self.beginning_levels[levels[i].first_layer].append(i)
+        self.level_of_bytes = next((i for i, level in enumerate(levels) if level.compression == 1), -1)
+
         self.embedding = ByteEmbedding(config)
         self.levels = TypedModuleList(Level(level, config) for level in levels)
-        self.merges = TypedModuleDict({str(layer): Merge(levels, self.merge_targets) for layer in self.merge_layers()})
+        self.merges = TypedModuleDict({str(layer): self.build_merge(layer) for layer in self.merge_layers()})
         dim_out = sum(levels[i].dim for i in self.predicting_levels)
         self.to_logits = nn.Linear(dim_out, config.num_tokens, bias=False)
         self.losses = build_losses(config)
@@ -71,19 +85,24 @@ class HierarchicalTransformer(nn.Module, HubModel):
 
     def merge_layers(self) -> list[int]:
         """Layers after which levels are merged: before each layer of a level that is merged into, and at the end."""
-        if len(self.levels) == 1:
-            return []
+        if self.config.merge_layers is not None:
+            return list(self.config.merge_layers)
         layers = {self.config.num_layers - 1}
         for i in self.merge_targets:
             layers |= {layer - 1 for layer in self.levels[i].layers if layer > 0}
-        return sorted(layers)
+        return sorted(layer for layer in layers if self.config.can_meet_after(layer))
+
+    def build_merge(self, layer: int) -> Merge | LinearMerge:
+        """The merge after a layer, of the levels that have tokens by then. The last one is for levels that are read."""
+        sources = self.config.begun_after(layer)
+        is_last = layer == self.merge_layers()[-1]
+        is_read = [level.predicts or has_losses(level) or not is_last for level in self.config.levels]
+        targets = tuple(i for i in self.merge_targets if i in sources and is_read[i])
+        return MERGES[self.config.merge_type](self.config.levels, sources, targets)
 
     def levels_with_readers(self) -> list[int]:
         """Levels whose final outputs are read, by the logits or by a loss."""
-        readers = set(self.predicting_levels)
-        for modules in self.losses.values():
-            readers |= {int(i) for i in modules}
-        return sorted(readers)
+        return [i for i, level in enumerate(self.config.levels) if level.predicts or has_losses(level)]
 
     def forward(self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None) -> Tensor | tuple:
         """Logits of the byte after each of ids: (b n) -> (b n num_tokens), for any n.
@@ -105,14 +124,15 @@ class HierarchicalTransformer(nn.Module, HubModel):
             ids, labels = ids[:, :-1], ids[:, 1:]
 
         x = self.embed_bytes(ids, cache)  # bytes + n-grams + matches
-        outputs = self.run_levels(x, ids.shape[1], cache)  # blocks and merges, layer by layer
-        logits = self.predict(outputs, ids.shape[1], cache)
+        units = self.cut(ids, cache)  # where the units of each level end
+        outputs = self.run_levels(x, units, cache)  # blocks and merges, layer by layer
+        logits = self.predict(outputs, units, cache)
         if cache is not None:
             cache.advance(ids.shape[1])
 
         if not return_loss:
             return logits
-        return self.compute_losses(logits, outputs, ids, labels)
+        return self.compute_losses(logits, outputs, units, ids, labels)
 
     def checked(self, ids: Tensor, least: int, in_range: bool) -> Tensor:
         """The ids as int64, from any type of whole numbers, such as the uint8 of a corpus.
@@ -151,36 +171,44 @@ class HierarchicalTransformer(nn.Module, HubModel):
             cache.recent_embeddings = x[:, x.shape[1] - history :]
         return x
 
-    def run_levels(self, x: Tensor, n: int, cache: Cache | None = None) -> dict[int, Tensor]:
+    def cut(self, ids: Tensor, cache: Cache | None = None) -> LevelUnits:
+        """The units of ids (b n) by level; those of the next byte, if the cache has read others before."""
+        if cache is None:
+            return {i: level.segments.cut(ids) for i, level in enumerate(self.levels)}
+        level_caches = [cache.levels.setdefault(i, LevelCache()) for i in range(len(self.levels))]
+        return {i: self.levels[i].cut(i, ids, cache, level_cache) for i, level_cache in enumerate(level_caches)}
+
+    def run_levels(self, x: Tensor, units: LevelUnits, cache: Cache | None = None) -> Tokens:
         """Outputs (b k d) of the levels that have a unit ending in the last n bytes, by level.
 
         Args:
             x: embeddings of the n bytes, after those of earlier bytes, as `embed_bytes` returns them.
+            units: how each level cuts the n bytes.
         """
-        active = [i for i, level in enumerate(self.levels) if level.is_active(cache)]
-        level_caches = {i: None if cache is None else cache.levels.setdefault(i, LevelCache()) for i in active}
+        level_caches = {i: None if cache is None else cache.levels[i] for i in units}
+        cos_sin = {
+            i: level.rotary_table(units[i], level_caches[i]) for i, level in enumerate(self.levels) if units[i].runs
+        }
 
-        # Each level's tokens, and the rotary table of their positions.
-        tokens: dict[int, Tensor] = {}
-        cos_sin: dict[int, Tensor] = {}
-        positions: dict[int, UnitPosition | None] = {}
-        for i in active:
-            level = self.levels[i]
-            tokens[i] = level.compress_bytes(x, n)
-            cos_sin[i] = level.rotary_table(tokens[i].shape[1], cache, level_caches[i])
-            positions[i] = level.position(cache)
-
-        # Layer by layer: a block for each level, then the merge.
+        # Layer by layer: the levels that begin with it, a block for each level, then the merge.
+        tokens: Tokens = {}
         for layer in range(self.config.num_layers):
-            for i in active:
-                tokens[i] = self.levels[i].run_layer(layer, tokens[i], cos_sin[i], level_caches[i], positions[i])
+            for i in self.beginning_levels.get(layer, []):
+                level = self.levels[i]
+                features = x
+                if level.reads_states:
+                    features = level.states_to_compress(tokens[self.level_of_bytes], level_caches[i])
+                if units[i].runs:
+                    tokens[i] = level.compress_bytes(features, units[i])
+            for i in tokens:
+                tokens[i] = self.levels[i].run_layer(layer, tokens[i], cos_sin[i], level_caches[i], units[i])
             if str(layer) in self.merges:
                 merge_cache = None if cache is None else cache.merges.setdefault(layer, MergeCache())
-                tokens = self.merges[str(layer)](tokens, n, merge_cache)
+                tokens = self.merges[str(layer)](tokens, units, merge_cache)
 
-        return {i: self.norms[str(i)](tokens[i]) for i in active if str(i) in self.norms}
+        return {i: self.norms[str(i)](tokens[i]) for i in tokens if str(i) in self.norms}
 
-    def predict(self, outputs: dict[int, Tensor], n: int, cache: Cache | None = None) -> Tensor:
+    def predict(self, outputs: Tokens, units: LevelUnits, cache: Cache | None = None) -> Tensor:
         """Logits (b n num_tokens), from the outputs of the predicting levels.
 
         Equals `to_logits` of their outputs, aligned to bytes and concatenated. As in a merge, each level's part of the
@@ -192,16 +220,16 @@ class HierarchicalTransformer(nn.Module, HubModel):
         for i, weight in zip(self.predicting_levels, weights, strict=True):
             if i in outputs:
                 part = F.linear(outputs[i], weight)
+                if cache is not None:
+                    part = keep_latest(cache.logits, i, part, units[i])
             else:
                 assert cache is not None
                 part = cache.logits[i]
-            if cache is not None:
-                cache.logits[i] = part[:, -1:]
-            logits = logits + self.levels[i].segments.up(part, n)
+            logits = logits + units[i].up(part)
         return logits
 
     def compute_losses(
-        self, logits: Tensor, outputs: dict[int, Tensor], ids: Tensor, labels: Tensor
+        self, logits: Tensor, outputs: Tokens, units: LevelUnits, ids: Tensor, labels: Tensor
     ) -> tuple[Tensor, Losses]:
         """The weighted sum of all losses, and its parts."""
         logits = rearrange(logits, "b n v -> (b n) v")
@@ -213,7 +241,7 @@ class HierarchicalTransformer(nn.Module, HubModel):
         byte_embeddings = self.embedding.byte_emb(ids) if self.losses else None
         for name, modules in self.losses.items():
             for i, module in modules.items():
-                part = module(outputs[int(i)], ids, labels, byte_embeddings)
+                part = module(outputs[int(i)], units[int(i)], ids, labels, byte_embeddings)
                 loss = loss + module.loss_weight * part
                 by_level[f"{name}/{module.level.compression}x"] = part.detach()
                 sums[name] = sums.get(name, torch.zeros_like(part)) + part.detach()
@@ -221,65 +249,87 @@ class HierarchicalTransformer(nn.Module, HubModel):
 
 
 class Level(nn.Module):
-    """One level: its compression of the bytes' embeddings, and a block in each layer that it takes part in."""
+    """One level: how it makes tokens of bytes, and a block in each layer that it takes part in."""
 
     def __init__(self, level: LevelConfig, config: ModelConfig):
         super().__init__()
         self.segments = level.segments
         self.chains = level.chains
         self.layers = level.layers
-        self.compress = Compress(config.embedding_dim, level)
+        self.reads_states = level.reads_states
+        self.compress = Compress(config.dim_of_bytes if level.reads_states else config.embedding_dim, level)
         self.norm_in = nn.LayerNorm(level.dim)
         self.rotary = Rotary(level.heads, level.kv_heads, level.dim_head, config.rotary_xpos)
         self.blocks = TypedModuleDict(
             {str(layer): Block(level, config, attends=layer in level.attention_layers) for layer in level.layers}
         )
 
-    def is_active(self, cache: Cache | None) -> bool:
-        """Whether one of its units ends in the bytes to come. In a full or first pass one does, at byte 0."""
-        return cache is None or cache.is_empty or self.segments.ends_unit(cache.length)
+    def cut(self, i: int, ids: Tensor, cache: Cache, level_cache: LevelCache) -> Units:
+        """The units of ids (b n) after those in the cache, if it has any.
 
-    def compress_bytes(self, x: Tensor, n: int) -> Tensor:
-        """Tokens (b k d) of the last n of the bytes' embeddings x."""
-        tokens = self.compress(x, n)
-        return self.norm_in(tokens.to(x.dtype))  # autocast must not lower the precision of the residual stream
+        Args:
+            i: the number of this level.
+        """
+        if cache.is_empty:
+            units = self.segments.cut(ids)
+            if isinstance(units, WordUnits):
+                level_cache.words = units.state
+            return units
 
-    def position(self, cache: Cache | None) -> UnitPosition | None:
-        """Place of the single token of a generation step; None in a first or a full pass."""
-        if cache is None or cache.is_empty:
-            return None
-        chain = self.segments.unit(cache.length) % self.chains
-        index = self.segments.unit(cache.offset) // self.chains
-        return UnitPosition(int(chain), index)
+        if isinstance(self.segments, Words):
+            assert level_cache.words is not None
+            ends_unit, level_cache.words = self.segments.step(ids[:, 0], level_cache.words, cache.offset)
+            index = level_cache.words.count - 1
+            if cache.running is not None:
+                return recorded_step(cache.running[i], ends_unit, index)
+            return step_of_rows(ends_unit, index)
 
-    def rotary_table(self, count: int, cache: Cache | None, level_cache: LevelCache | None) -> Tensor:
-        """Cosines and sines of `count` tokens, from the first one, or from the cache's position on."""
+        runs = self.segments.ends_unit(cache.length)
+        chain = int(self.segments.unit(cache.length)) % self.chains
+        return Step(runs, chain, self.segments.unit(cache.offset) // self.chains)
+
+    def states_to_compress(self, states: Tensor, level_cache: LevelCache | None) -> Tensor:
+        """States of the last bytes (b n d), after those of the bytes before them that a token may need."""
+        history = self.compress.history
+        states = prepend_history(states, history, None if level_cache is None else level_cache.recent_states)
+        if level_cache is not None:
+            level_cache.recent_states = states[:, states.shape[1] - history :]
+        return states
+
+    def compress_bytes(self, features: Tensor, units: Units) -> Tensor:
+        """The token of each unit (b k d), of the bytes' embeddings or states."""
+        tokens = self.compress(features, units)
+        return self.norm_in(tokens.to(features.dtype))  # autocast must not lower the precision of the residual stream
+
+    def rotary_table(self, units: Units, level_cache: LevelCache | None) -> Tensor:
+        """Cosines and sines of the positions of tokens in their chains."""
         device = self.rotary.inverse_frequency.device
-        if cache is None or level_cache is None or cache.is_empty:
-            units = torch.arange(count, device=device)
-            middle = count // 2 // self.chains  # xPos scales are closest to 1 around their origin
+        if not isinstance(units, Step):
+            index = torch.arange(units.count, device=device)[None] // self.chains
+            middle = units.count // 2 // self.chains  # xPos scales are closest to 1 around their origin
             if level_cache is not None:
                 level_cache.xpos_origin = middle
-            return self.rotary(units // self.chains, middle)
+            return self.rotary(index, middle)
 
-        units = torch.arange(count, device=device) + self.segments.unit(cache.offset)
+        assert level_cache is not None
+        index = torch.as_tensor(units.index, device=device).reshape(-1, 1)
         if self.rotary.xpos:
-            self.move_xpos_origin(self.segments.unit(cache.length) // self.chains, level_cache)
-        return self.rotary(units // self.chains, level_cache.xpos_origin)
+            self.move_xpos_origin(int(index.max()), level_cache)
+        return self.rotary(index, level_cache.xpos_origin)
 
-    def move_xpos_origin(self, index: int | Tensor, level_cache: LevelCache) -> None:
+    def move_xpos_origin(self, index: int, level_cache: LevelCache) -> None:
         """Rescale the keys in the cache when the current token is far from the origin, before xPos scales overflow.
 
         The smallest scale is 0.28 for 512 tokens. After 8 times 512 tokens it is 5e-5, well within float32.
         """
-        distance = int(index) - level_cache.xpos_origin
+        distance = index - level_cache.xpos_origin
         if distance <= 8 * XPOS_SCALE_BASE:
             return
         for block in level_cache.blocks.values():
             for ring in block.rings.values():
                 keys, _ = ring.kv.unbind(dim=1)
                 keys.mul_(self.rotary.rescale_factor(distance))
-        level_cache.xpos_origin = int(index)
+        level_cache.xpos_origin = index
 
     def run_layer(
         self,
@@ -287,13 +337,28 @@ class Level(nn.Module):
         tokens: Tensor,
         cos_sin: Tensor,
         level_cache: LevelCache | None,
-        position: UnitPosition | None,
+        units: Units,
     ) -> Tensor:
         """Its block of this layer, or nothing if it skips the layer: (b k d) -> (b k d)."""
         if str(layer) not in self.blocks:
             return tokens
         block_cache = None if level_cache is None else level_cache.blocks.setdefault(layer, BlockCache())
-        return self.blocks[str(layer)](tokens, cos_sin, block_cache, position)
+        return self.blocks[str(layer)](tokens, cos_sin, block_cache, None if block_cache is None else units)
+
+
+def step_of_rows(ends_unit: Tensor, index: Tensor) -> Step:
+    """The step of the rows in which a unit ends (b) bool, with its index in each row (b)."""
+    due = ends_unit.nonzero()[:, 0]
+    if len(due) == 0:
+        return Step(runs=False)
+    if len(due) == len(index) and bool((index == index[0]).all()):
+        return Step(runs=True, index=int(index[0]))
+    return Step(runs=True, index=index[due], rows=due)
+
+
+def recorded_step(runs: bool, ends_unit: Tensor, index: Tensor) -> Step:
+    """The same in fixed shapes. A single row is due whenever the level runs."""
+    return Step(runs, index=index, mask=ends_unit if len(index) > 1 else None)
 
 
 def init_weights(model: nn.Module) -> None:
@@ -319,3 +384,6 @@ def init_weights(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Attention | FeedForward | Merge | NextLatent):
             nn.init.zeros_(module.to_out.weight)
+        elif isinstance(module, LinearMerge):
+            for to_out in module.to_out.values():
+                nn.init.zeros_(to_out.weight)

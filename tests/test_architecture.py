@@ -24,7 +24,12 @@ MAY_IMPORT = {
 FILES = {part: sorted((ROOT / part).rglob("*.py")) for part in MAY_IMPORT} | {"programs": sorted(ROOT.glob("*.py"))}
 OURS = {*MAY_IMPORT, "tests", *(path.stem for path in FILES["programs"])}
 # What others take from inside the model: classes to compile and shard, and the parts that level ablation replaces.
-INNER = {("model.block", "Block"), ("model.merge", "Merge"), ("model.segments", "align")}
+INNER = {
+    ("model.block", "Block"),
+    ("model.merge", "Merge"),
+    ("model.merge", "LinearMerge"),
+    ("model.segments", "align"),
+}
 
 
 class Import(NamedTuple):

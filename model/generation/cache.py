@@ -2,22 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from model.kv_ring import KVRing
-
-
-class UnitPosition(NamedTuple):
-    """Place of a single token in a step of generation."""
-
-    chain: int
-    """its chain; a number, because it selects a ring of keys"""
-    index: int | Tensor
-    """its index in the chain; a tensor (1) if steps are recorded, because it differs each time a step is replayed"""
+from model.segments import Step, Units
+from model.words import WordState
 
 
 @dataclass
@@ -40,6 +33,10 @@ class LevelCache:
     """by layer"""
     xpos_origin: int = 0
     """token at which the scale of xPos is 1"""
+    words: WordState | None = None
+    """how far each row is in its units, if they end at words"""
+    recent_states: Tensor | None = None
+    """the last bytes' states that its next token may need, (b c-1 d), if it is made of states"""
 
 
 @dataclass
@@ -75,6 +72,8 @@ class Cache:
     levels: dict[int, LevelCache] = field(default_factory=dict)
     merges: dict[int, MergeCache] = field(default_factory=dict)
     """by layer"""
+    running: tuple[bool, ...] | None = None
+    """in recorded steps, which levels run at the next byte; else they find out themselves"""
     logits: dict[int, Tensor] = field(default_factory=dict)
     """each predicting level's part of the logits, (b 1 num_tokens)"""
     recorded: dict = field(default_factory=dict)
@@ -129,6 +128,15 @@ def tensor_slots(state: Any) -> Iterator[tuple[dict, Any]]:
             yield values, key
         elif isinstance(value, dict) or is_dataclass(value):
             yield from tensor_slots(value)
+
+
+def keep_latest(kept: dict[int, Tensor], i: int, new: Tensor, units: Units) -> Tensor:
+    """Keep the latest of level i's values (b k d) in each row, for the bytes at which the level does not run.
+
+    Returns the values: in a step of generation the latest of all rows (b 1 d), where `new` has the rows that run.
+    """
+    kept[i] = units.put(kept.get(i), units.last(new))
+    return kept[i] if isinstance(units, Step) else new
 
 
 def prepend_history(t: Tensor, size: int, past: Tensor | None) -> Tensor:

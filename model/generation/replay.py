@@ -15,8 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.config import LevelConfig
 from model.generation.cache import Cache, map_tensors, tensor_slots
+from model.segments import FixedStride
 from model.transformer import HierarchicalTransformer
+from model.words import Words
 
 MOST_RECORDINGS = 64  # with strides such as 5, 7 and 9, all levels come round together only after 315 bytes
 
@@ -35,7 +38,7 @@ class StepRecorder:
         self.levels = model.config.levels
         self.compiled: dict[tuple, Callable] = {}  # by stride phase and rows, for all caches
 
-        phases = lcm(*(level.compression for level in self.levels))
+        phases = lcm(*(level.compression for level in self.levels if isinstance(level.segments, FixedStride)))
         self.can_record = not model.config.rotary_xpos and phases <= MOST_RECORDINGS
 
     def __call__(self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None) -> Tensor | tuple:
@@ -46,7 +49,8 @@ class StepRecorder:
 
         if cache.position is None:
             make_static(self.model, cache)
-        phase = self.stride_phase(cache.length)
+        cache.running = running_levels(self.levels, ids, cache)
+        phase = self.stride_phase(cache.length, cache.running)
         if phase not in cache.recorded:  # run it once, so that libraries are loaded and shapes are final
             cache.recorded[phase] = None
             return static_step(self.forward, ids, cache)
@@ -56,12 +60,12 @@ class StepRecorder:
         cache.length += 1
         return logits
 
-    def stride_phase(self, length: int) -> tuple[int, ...]:
+    def stride_phase(self, length: int, running: tuple[bool, ...]) -> tuple[int, ...]:
         """What distinguishes the step after `length` bytes: for each level the chain that it runs in, or -1."""
         phase = []
-        for level in self.levels:
-            runs = level.segments.ends_unit(length)
-            phase.append(int(level.segments.unit(length)) % level.chains if runs else -1)
+        for level, runs in zip(self.levels, running, strict=True):
+            unit = level.segments.unit(length) if isinstance(level.segments, FixedStride) else 0
+            phase.append(int(unit) % level.chains if runs else -1)
         return tuple(phase)
 
     def cuda_graph(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
@@ -82,7 +86,8 @@ class StepRecorder:
     def compiled_step(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
         """The next step as compiled code, which later caches of as many rows share."""
         state = [holder[key] for holder, key in tensor_slots(cache)]
-        known = (*self.stride_phase(cache.length), len(ids))
+        assert cache.running is not None
+        known = (*self.stride_phase(cache.length, cache.running), len(ids))
         if known not in self.compiled:
             self.compiled[known] = self.compile(ids, cache, state)
         compiled = self.compiled[known]
@@ -119,6 +124,20 @@ ONE_ROW_PRODUCTS = {
 }
 
 
+def running_levels(levels: tuple[LevelConfig, ...], ids: Tensor, cache: Cache) -> tuple[bool, ...]:
+    """Which levels have a unit that ends at the next byte of any row, ids (b 1). A recording cannot look at bytes."""
+    running = []
+    for i, level in enumerate(levels):
+        if isinstance(level.segments, Words):
+            words = cache.levels[i].words
+            assert words is not None
+            ends_unit, _ = level.segments.step(ids[:, 0].long(), words, cache.length)
+            running.append(bool(ends_unit.any()))
+        else:
+            running.append(level.segments.ends_unit(cache.length))
+    return tuple(running)
+
+
 def make_static(model: HierarchicalTransformer, cache: Cache) -> None:
     """Give a cache fixed shapes: positions become tensors, kept bytes get their full length, nothing is a view."""
     assert cache.recent_ids is not None
@@ -131,10 +150,10 @@ def make_static(model: HierarchicalTransformer, cache: Cache) -> None:
 
 def static_step(forward: Callable, ids: Tensor, cache: Cache) -> Tensor:
     """Logits (b 1 v) of one more byte of each row (b 1). Every tensor of the cache keeps its address."""
-    before = {(id(holder), key): holder[key] for holder, key in tensor_slots(cache)}
+    before = [holder[key] for holder, key in tensor_slots(cache)]
     logits = forward(ids, cache=cache)
-    for holder, key in tensor_slots(cache):
-        old, new = before[id(holder), key], holder[key]
+    for old, (holder, key) in zip(before, tensor_slots(cache), strict=True):
+        new = holder[key]
         if old.shape != new.shape:  # once, when the padding of `make_static` is cut off
             holder[key] = new.contiguous()
         elif old is not new:

@@ -7,7 +7,7 @@ import torch
 from docs import picture
 from model import Attend, ModelConfig
 from model.compress import Compress
-from model.segments import FixedStride
+from model.segments import StrideUnits
 from tests.conftest import ROOT
 
 POSITIONS = len(picture.POSITIONS)
@@ -29,7 +29,7 @@ def test_an_output_depends_on_the_bytes_that_the_picture_connects_to_it():
     assert level.stride == picture.STRIDE
     past = picture.COMPRESSION - 1
     x = torch.randn(1, past + POSITIONS, 8, requires_grad=True)
-    outputs = Compress(8, level)(x, POSITIONS)[0]
+    outputs = Compress(8, level)(x, level.segments.cut(torch.zeros(1, POSITIONS)))[0]
     for k, output in enumerate(outputs):
         (gradient,) = torch.autograd.grad(output.sum(), x, retain_graph=True)
         touched = gradient[0, past:].abs().sum(dim=-1).nonzero().flatten().tolist()
@@ -39,7 +39,7 @@ def test_an_output_depends_on_the_bytes_that_the_picture_connects_to_it():
 def test_a_position_is_merged_with_the_output_that_the_picture_connects_to_it():
     num_outputs = -(-POSITIONS // picture.STRIDE)
     outputs = torch.arange(num_outputs).view(1, -1, 1)
-    merged = FixedStride(picture.STRIDE).up(outputs, POSITIONS).flatten().tolist()
+    merged = StrideUnits(picture.STRIDE, POSITIONS).up(outputs).flatten().tolist()
     assert merged == [picture.output_merged_into(t) for t in picture.POSITIONS]
 
 

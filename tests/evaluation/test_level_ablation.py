@@ -9,6 +9,7 @@ from torch import Tensor
 
 from evaluation.level_ablation import level_replaced_by_mean, measure_means, removable_levels
 from model import HierarchicalTransformer
+from model.merge import LinearMerge
 from model.segments import align
 from tests.model.models import build
 
@@ -16,6 +17,20 @@ SHAPES = {
     "two levels": {"hierarchies": (1, 4), "dim": (16, 24)},
     "three levels, coarse first": {"hierarchies": (4, 1, 8), "dim": (24, 16, 12), "hierarchical_stride": (2, 1, 8)},
     "merged into all": {"hierarchies": (1, 4), "dim": (16, 24), "hierarchy_merge_all": True},
+    "linear merges into all": {
+        "hierarchies": (1, 4),
+        "dim": (16, 24),
+        "merge_type": "linear",
+        "hierarchy_merge_all": True,
+        "next_latent_loss_weight": 0.1,
+    },
+    "within one another": {
+        "hierarchies": (1, 4),
+        "dim": (16, 24),
+        "depth": ((0, 2), (1,)),
+        "merge_layers": (1,),
+        "compress_from": "states",
+    },
     "predicted from all": {"hierarchies": (1, 4), "dim": (16, 24), "predict_use_all_hierarchy": True},
 }
 IDS = torch.randint(256, (3, 30), generator=torch.Generator().manual_seed(1))
@@ -35,32 +50,41 @@ def logits_the_simple_way(model: HierarchicalTransformer, means: dict, replaced:
             means[reader, i] = values.mean(dim=(0, 1))
         return values
 
-    def simple_merge(merge, tokens, n, cache=None):
-        x = torch.cat([align(tokens[i], own, merge.common, n) for i, own in enumerate(merge.segments)], dim=-1)
+    def simple_merge(merge, tokens, units, cache=None):
+        if isinstance(merge, LinearMerge):
+            return simple_linear_merge(merge, tokens, units)
+        x = torch.cat([align(tokens[i], units[i], units[merge.common]) for i in merge.sources], dim=-1)
         normed = F.rms_norm(x, x.shape[-1:], merge.norm.weight, merge.norm.eps).split(merge.dims, dim=-1)
         hidden = merge.to_hidden(torch.cat([passed_on(merge, i, part) for i, part in enumerate(normed)], dim=-1))
         updates = merge.to_out(F.silu(hidden)).split(merge.target_dims, dim=-1)
         merged = dict(tokens)
         for i, update in zip(merge.targets, updates, strict=True):
-            merged[i] = tokens[i] + align(update, merge.common, merge.segments[i], n)
+            merged[i] = tokens[i] + align(update, units[merge.common], units[i])
         return merged
 
-    n = IDS.shape[1]
+    def simple_linear_merge(merge, tokens, units):
+        merged = dict(tokens)
+        for i, readers in merge.readers.items():
+            projected = merge.to_out[str(i)](passed_on(merge, i, merge.norms[str(i)](tokens[i])))
+            for t, part in zip(readers, projected.split(merge.reader_dims[i], dim=-1), strict=True):
+                merged[t] = merged[t] + align(part, units[i], units[t])
+        return merged
+
     for merge in model.merges.values():
         merge.forward = partial(simple_merge, merge)
-    outputs = model.run_levels(model.embed_bytes(IDS, None), n)
+    units = model.cut(IDS)
+    outputs = model.run_levels(model.embed_bytes(IDS, None), units)
     for merge in model.merges.values():
         del merge.forward
     read = [passed_on("logits", i, outputs[i]) for i in model.predicting_levels]
-    segments = [model.levels[i].segments for i in model.predicting_levels]
-    at_bytes = [own.up(values, n) for own, values in zip(segments, read, strict=True)]
+    at_bytes = [units[i].up(values) for i, values in zip(model.predicting_levels, read, strict=True)]
     return model.to_logits(torch.cat(at_bytes, dim=-1))
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @torch.no_grad()
 def test_a_replaced_level_passes_its_mean_on(shape):
-    model, expected_means = build(depth=2, **shape), {}
+    model, expected_means = build(**{"depth": 2} | shape), {}
     before, whole = {name: p.clone() for name, p in model.state_dict().items()}, model(IDS)
     torch.testing.assert_close(logits_the_simple_way(model, expected_means, None), whole, atol=1e-4, rtol=1e-4)
     with measure_means(model) as means:

@@ -11,7 +11,7 @@ from model import Attend, HierarchicalTransformer
 from model.generation.prepare import prepare_for_generation
 from model.generation.replay import StepRecorder
 from tests.model.generation.test_cache import in_pieces
-from tests.model.strategies import model_configs
+from tests.model.strategies import model_configs, random_ids
 from tests.model.test_attend import draw_mask
 from tests.model.test_transformer import build
 
@@ -107,7 +107,7 @@ def test_flex_attention_matches_plain_attention_in_values_and_gradients(n, windo
 @given(config=model_configs(quantizer_loss_weight=0.0), n=st.integers(2, 40))
 def test_gpu_and_cpu_agree_on_logits_loss_and_gradients(config, n):
     cpu_model, gpu_model = on_cpu_and_gpu(config)
-    ids = torch.randint(0, 11, (2, n))
+    ids = random_ids(config, 2, n)
 
     torch.testing.assert_close(logits_on_cpu(gpu_model, ids), logits_on_cpu(cpu_model, ids), atol=1e-4, rtol=1e-4)
 
@@ -124,7 +124,7 @@ def test_gpu_and_cpu_agree_on_logits_loss_and_gradients(config, n):
 @given(config=model_configs(), data=st.data())
 def test_cached_logits_match_a_full_pass(config, data):
     total = 3 * config["seq_len"]
-    model, ids = build(config).cuda(), torch.randint(0, 11, (2, total), device="cuda")
+    model, ids = build(config).cuda(), random_ids(config, 2, total).cuda()
     check_cache(model, ids, data.draw(st.integers(1, total), label="prefill"), atol=1e-4)
 
 
@@ -146,7 +146,7 @@ def test_replayed_steps_match_a_full_pass(prefill):
 @given(config=model_configs(max_levels=2), data=st.data())
 def test_replayed_steps_of_drawn_models_match_a_full_pass(config, data):
     total = 3 * config["seq_len"]
-    model, ids = build(config).cuda(), torch.randint(0, 11, (2, total), device="cuda")
+    model, ids = build(config).cuda(), random_ids(config, 2, total).cuda()
     prepare_for_generation(model)
     check_cache(model, ids, data.draw(st.integers(1, total), label="prefill"), atol=1e-4)
 

@@ -8,7 +8,7 @@ from model.rotary import Rotary, rotate
 
 def scores(q, k, positions, xpos):
     """Scores of queries and keys (1 1 n 8), rotated together as attention rotates them."""
-    rotated = rotate(torch.cat((q, k), dim=1), Rotary(1, 1, 8, xpos)(positions))
+    rotated = rotate(torch.cat((q, k), dim=1), Rotary(1, 1, 8, xpos)(positions[None]))
     return rotated[0, 0] @ rotated[0, 1].T
 
 
@@ -30,5 +30,5 @@ def test_xpos_scores_decay_with_distance():
 
 
 def test_rotation_keeps_the_dtype():
-    table = Rotary(1, 1, 8)(torch.arange(3))
+    table = Rotary(1, 1, 8)(torch.arange(3)[None])
     assert rotate(torch.ones(1, 2, 3, 8, dtype=torch.bfloat16), table).dtype == torch.bfloat16

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import Cache, HierarchicalTransformer
-from tests.model.strategies import NARROW_BACKENDS, model_configs
+from tests.model.strategies import NARROW_BACKENDS, model_configs, other_ids, random_ids
 
 LOSSES = {
     "reconstruction": "recon_loss_weight",
@@ -29,22 +29,22 @@ def build(config, seed=0):
 @given(config=model_configs(), n=st.integers(2, 40), data=st.data())
 def test_no_logit_depends_on_a_later_byte(config, n, data):
     model = build(config)
-    ids = torch.randint(0, 11, (2, n))
+    ids = random_ids(config, 2, n)
     t = data.draw(st.integers(1, n - 1), label="t")
     changed = ids.clone()
-    changed[:, t] = (changed[:, t] + 1) % 11
+    changed[:, t] = other_ids(config, changed[:, t])
     with torch.no_grad():
         before, after = model(ids), model(changed)
     assert torch.equal(before[:, :t], after[:, :t])
-    assert before.shape == (2, n, 11)
+    assert before.shape == (2, n, config["num_tokens"])
 
 
 @given(config=model_configs(), n=st.integers(2, 40))
 def test_a_byte_changes_its_own_prediction(config, n):
     model = build(config)
-    ids = torch.randint(0, 11, (1, n))
+    ids = random_ids(config, 1, n)
     changed = ids.clone()
-    changed[:, -1] = (changed[:, -1] + 1) % 11
+    changed[:, -1] = other_ids(config, changed[:, -1])
     with torch.no_grad():
         assert not torch.equal(model(ids)[:, -1], model(changed)[:, -1])
 
@@ -52,7 +52,7 @@ def test_a_byte_changes_its_own_prediction(config, n):
 @given(config=model_configs(), n=st.integers(1, 60), data=st.data())
 def test_a_prefix_gives_the_logits_of_the_whole_text(config, n, data):
     model = build(config)
-    ids = torch.randint(0, 11, (1, n))
+    ids = random_ids(config, 1, n)
     shorter = data.draw(st.integers(1, n), label="shorter")
     with torch.no_grad():
         torch.testing.assert_close(model(ids[:, :shorter]), model(ids)[:, :shorter], atol=1e-4, rtol=1e-4)
@@ -61,7 +61,7 @@ def test_a_prefix_gives_the_logits_of_the_whole_text(config, n, data):
 @settings(max_examples=200)
 @given(config=model_configs(), n=st.integers(2, 40))
 def test_every_backend_trains_like_plain_attention(config, n):
-    ids = torch.randint(0, 11, (2, n))
+    ids = random_ids(config, 2, n)
     plain = build(config | {"attention": "plain"}).double()
     plain_loss = plain(ids, return_loss=True)[0]
     plain_loss.backward()
@@ -77,20 +77,23 @@ def test_every_backend_trains_like_plain_attention(config, n):
 @given(config=model_configs(), n=st.integers(2, 20))
 def test_the_loss_is_the_weighted_sum_of_its_parts(config, n):
     model = build(config)
-    ids = torch.randint(0, 11, (2, n + 1))
+    ids = random_ids(config, 2, n + 1)
     loss, losses = model(ids, return_loss=True)
     logits = model(ids[:, :-1])
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(losses.cross_entropy, cross_entropy.detach())
     inputs = ids[:, :-1]
-    outputs = model.run_levels(model.embed_bytes(inputs, None), inputs.shape[1])
+    units = model.cut(inputs)
+    outputs = model.run_levels(model.embed_bytes(inputs, None), units)
     byte_embeddings = model.embedding.byte_emb(inputs)
     expected = cross_entropy
     for name, option in LOSSES.items():
         weights = model.config.per_level(option)
         built = {i for i, c in enumerate(config["hierarchies"]) if weights[i] and (c > 1 or name == "next_latent")}
         assert {int(i) for i in model.losses[name]} == built if built else name not in model.losses
-        parts = {i: model.losses[name][str(i)](outputs[i], inputs, ids[:, 1:], byte_embeddings) for i in built}
+        parts = {
+            i: model.losses[name][str(i)](outputs[i], units[i], inputs, ids[:, 1:], byte_embeddings) for i in built
+        }
         expected = expected + sum(weights[i] * part for i, part in parts.items())
         by_level = {f"{name}/{config['hierarchies'][i]}x": part.detach() for i, part in parts.items()}
         torch.testing.assert_close({k: v for k, v in losses.by_level.items() if k.startswith(f"{name}/")}, by_level)
@@ -105,7 +108,7 @@ def test_the_loss_is_the_weighted_sum_of_its_parts(config, n):
 @given(config=model_configs())
 def test_every_parameter_gets_a_gradient(config):
     model = build(config)
-    model(torch.randint(0, 11, (2, 25)), return_loss=True)[0].backward()
+    model(random_ids(config, 2, 25), return_loss=True)[0].backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
 
 
@@ -113,7 +116,7 @@ def test_every_parameter_gets_a_gradient(config):
 @given(config=model_configs(), n=st.integers(4, 20))
 def test_autocast_gives_the_same_losses_approximately(config, n):
     model = HierarchicalTransformer(**config | {"num_rollouts": 1}).eval()
-    ids = torch.randint(0, 11, (2, n + 1))
+    ids = random_ids(config, 2, n + 1)
     exact, _ = model(ids, return_loss=True)
     with torch.autocast("cpu", torch.bfloat16):
         loss, losses = model(ids, return_loss=True)
@@ -180,7 +183,7 @@ def test_a_saved_model_comes_back(config, tmp_path_factory):
     model = build(config)
     model.save_pretrained(folder)
     again = HierarchicalTransformer.from_pretrained(folder)
-    ids = torch.randint(0, 11, (1, 13))
+    ids = random_ids(config, 1, 13)
     with torch.no_grad():
         assert torch.equal(model(ids), again(ids))
     assert again.config == model.config
@@ -196,7 +199,7 @@ def test_a_saved_model_comes_back(config, tmp_path_factory):
 @given(config=model_configs(), steps=st.integers(0, 12))
 def test_greedy_generation_takes_the_likeliest_each_time(config, steps):
     model = build(config).train()
-    prompt = torch.randint(0, 11, (2, 5))
+    prompt = random_ids(config, 2, 5)
     new = model.generate(prompt, steps, temperature=0)
     assert model.training and new.shape == (2, steps)
     ids = prompt

@@ -22,6 +22,7 @@ OTHERS = {
     "ngram_dropout": 0.5,
     "dropout": 0.5,
     "seq_len": 48,
+    "boundaries": "words",
     "window_sizes": (4, 2),
     "rotary_xpos": True,
     "attention": "plain",

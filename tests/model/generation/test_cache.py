@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from model import Cache
-from tests.model.strategies import model_configs
+from tests.model.strategies import model_configs, random_ids
 from tests.model.test_transformer import build
 
 
@@ -24,7 +24,7 @@ def test_cached_logits_equal_a_full_pass(config, data):
     model = build(config)
     total = 3 * config["seq_len"]
     prefill = data.draw(st.integers(1, total), label="prefill")
-    ids = torch.randint(0, 11, (2, total))
+    ids = random_ids(config, 2, total)
     with torch.inference_mode():
         full = model(ids)
     torch.testing.assert_close(in_pieces(model, ids, prefill), full, atol=1e-4, rtol=1e-4)
@@ -47,7 +47,7 @@ def test_word_matches_from_the_cache_equal_those_of_a_full_pass(prefill):
 @given(config=model_configs(), length=st.integers(1, 40))
 def test_generation_is_the_same_without_a_cache(config, length):
     model = build(config)
-    prompt = torch.randint(0, 11, (3, 4))
+    prompt = random_ids(config, 3, 4)
     one, other = (
         model.generate(prompt, length, use_cache=flag, generator=torch.Generator().manual_seed(0))
         for flag in (True, False)
@@ -80,13 +80,13 @@ def test_a_cache_takes_one_byte_at_a_time():
 @given(config=model_configs(), data=st.data())
 def test_a_copy_and_its_original_do_not_change_each_other(config, data):
     model = build(config)
-    ids = torch.randint(0, 11, (2, 30))
+    ids = random_ids(config, 2, 30)
     prefill = data.draw(st.integers(1, 20), label="prefill")
     with torch.inference_mode():
         original = Cache()
         model(ids[:, :prefill], cache=original)
         copy = original.copy()
-        other = torch.randint(0, 11, (2, 11))
+        other = random_ids(config, 2, 11)
         for t in range(10):  # the copy reads another text in between
             model(other[:, t : t + 1], cache=copy)
         assert original.length == prefill and copy.length == prefill + 10
@@ -103,8 +103,8 @@ def test_a_copy_and_its_original_do_not_change_each_other(config, data):
 def test_expanded_rows_continue_independently(config, rows, data):
     model = build(config)
     prefill = data.draw(st.integers(1, 20), label="prefill")
-    prompts = torch.randint(0, 11, (2, prefill))
-    new = torch.randint(0, 11, (2 * rows, 12))
+    prompts = random_ids(config, 2, prefill)
+    new = random_ids(config, 2 * rows, 12)
     with torch.inference_mode():
         cache = Cache()
         model(prompts, cache=cache)

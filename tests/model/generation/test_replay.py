@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from model import Cache
 from model.generation.cache import tensor_slots
 from model.generation.prepare import prepare_for_generation
-from model.generation.replay import StepRecorder, make_static, static_step
+from model.generation.replay import StepRecorder, make_static, running_levels, static_step
 from tests.model.generation.test_cache import in_pieces
-from tests.model.strategies import model_configs
+from tests.model.strategies import model_configs, random_ids
 from tests.model.test_transformer import build
 
 WORDS = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 24, "hierarchies": (1, 4), "ngrams": (2, 3)}
@@ -25,6 +25,7 @@ def check_static_steps(model, ids, prefill):
             model(ids[:, :prefill], cache=cache)
         make_static(model, static)
         for t in range(prefill, ids.shape[1]):
+            static.running = running_levels(model.config.levels, ids[:, t : t + 1], static)
             logits = static_step(model, ids[:, t : t + 1], static)
             torch.testing.assert_close(logits, model(ids[:, t : t + 1], cache=usual), atol=1e-5, rtol=1e-5)
             now = [holder[key].data_ptr() for holder, key in tensor_slots(static)]
@@ -37,7 +38,7 @@ def check_static_steps(model, ids, prefill):
 @given(config=model_configs(rotary_xpos=False), data=st.data())
 def test_static_steps_equal_ordinary_steps(config, data):
     total = 3 * config["seq_len"]
-    check_static_steps(build(config), torch.randint(0, 11, (2, total)), data.draw(st.integers(1, total)))
+    check_static_steps(build(config), random_ids(config, 2, total), data.draw(st.integers(1, total)))
 
 
 @pytest.mark.parametrize("prefill", [1, 20, 71])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.generation.sampling import NOTHING, Rows, Sampling, reach, row_generators, within_reach
-from tests.model.strategies import model_configs
+from tests.model.strategies import model_configs, random_ids
 from tests.model.test_transformer import build
 
 SMALL = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8}
@@ -115,10 +115,10 @@ def test_a_model_with_broken_weights_is_told(broken):
 @given(config=model_configs(), extra=st.integers(0, 60), data=st.data())
 def test_no_logit_depends_on_bytes_out_of_reach(config, extra, data):
     model = build(config)
-    whole = torch.randint(0, 11, (reach(model.config) + extra + 30,))
+    whole = random_ids(config, reach(model.config) + extra + 30)
     end = within_reach(whole, model.config)
     before = len(whole) - len(end)
-    changed = torch.cat((torch.randint(0, 11, (before,)), end))
+    changed = torch.cat((random_ids(config, before), end))
     with torch.no_grad():
         expected, logits, of_end = (model(ids[None])[:, -1] for ids in (whole, changed, end))
     assert torch.equal(logits, expected)
@@ -163,18 +163,18 @@ def test_a_repetition_penalty_makes_seen_tokens_less_likely():
     assert (draws == 1).sum() == 0
 
 
-def draw_prompts(data) -> list[torch.Tensor]:
+def draw_prompts(config, data) -> list[torch.Tensor]:
     """Prompts (n), or (1 n) as `to_ids` makes them."""
     lengths = data.draw(st.lists(st.integers(1, 20), min_size=1, max_size=4), label="prompt lengths")
     shape = data.draw(st.sampled_from([(), (1,)]), label="leading shape")
-    return [torch.randint(0, 11, (*shape, length)) for length in lengths]
+    return [random_ids(config, *shape, length) for length in lengths]
 
 
 @settings(max_examples=60)
 @given(config=model_configs(), length=st.integers(1, 15), temperature=st.sampled_from([0.0, 1.0]), data=st.data())
 def test_prompts_of_different_lengths_get_what_each_gets_alone(config, length, temperature, data):
     model = build(config)
-    prompts = draw_prompts(data)
+    prompts = draw_prompts(config, data)
     options = {"temperature": temperature, "repetition_penalty": 1.3}
     together = model.generate(prompts, length, generator=row_generators(5, len(prompts)), **options)
     for row, prompt, generator in zip(together, prompts, row_generators(5, len(prompts)), strict=True):
@@ -186,7 +186,7 @@ def test_prompts_of_different_lengths_get_what_each_gets_alone(config, length, t
 @given(config=model_configs(), samples=st.integers(1, 4), temperature=st.sampled_from([0.0, 1.0]), data=st.data())
 def test_samples_of_a_prompt_that_is_read_once_are_samples_drawn_alone(config, samples, temperature, data):
     model = build(config)
-    prompts = draw_prompts(data)
+    prompts = draw_prompts(config, data)
     rows = len(prompts) * samples
     options = {"temperature": temperature, "top_k": 5}
     together = model.generate(prompts, 12, num_samples=samples, generator=row_generators(2, rows), **options)
