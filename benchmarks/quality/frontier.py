@@ -48,7 +48,7 @@ MINUTES = [10.0, 30.0, 120.0]
 RATES = [4e-3, 8e-3, 1.6e-2]  # the first learning rates to try
 SWEEP_SHARE = 1 / 8  # of a training time, for each size and learning rate
 CONTEXTS = (8192, 65536)  # bytes after which the state is measured; generation is timed after the first one
-QUICK_CONTEXTS = (512, 4096)  # the same with --quick
+QUICK_CONTEXTS = (128, 1024)  # the same with --quick
 
 Result = dict[str, Any]  # one contender after one training time
 

@@ -1,7 +1,7 @@
 """The picture of the frontier: test bits per byte against training time, and against the speed of generation."""
 
 from collections.abc import Iterable
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -27,9 +27,6 @@ def frontier(points: Iterable[Point]) -> list[Point]:
 def plot(budgets: list[dict[str, Any]], costs: dict[str, Cost], path: Path) -> None:
     """Draw the scores of the winners, and write them to a file.
 
-    Left, a line for each contender joins its mean scores, and small dots are seeds. Right, each mean score is at the
-    highest speed of one row, a thin line reaches to the speed without compiled steps, and a grey line is the frontier.
-
     Args:
         budgets: for each training time `minutes` and `contenders`, and for each of these its `size` and
             `test_bits_per_byte` by seed.
@@ -39,44 +36,74 @@ def plot(budgets: list[dict[str, Any]], costs: dict[str, Cost], path: Path) -> N
 
     matplotlib.use("agg")
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullLocator, StrMethodFormatter
 
     figure = Figure(figsize=(12, 5), layout="constrained")
     by_time, by_speed = figure.subplots(1, 2, sharey=True)
-    times = [budget["minutes"] for budget in budgets]
-    points: list[Point] = []
-    for contender, colour, marker in zip(budgets[0]["contenders"], COLOURS, MARKERS, strict=False):
-        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 8}
-        means = []
-        for minutes, budget in zip(times, budgets, strict=True):
-            result = budget["contenders"][contender]
-            scores = [score_or_infinity(bits) for bits in result["test_bits_per_byte"]]
-            bits = mean(scores)
-            means.append(bits)
-            if len(scores) > 1:
-                by_time.plot([minutes] * len(scores), scores, ".", color=colour, alpha=0.6)
+    contenders = list(budgets[0]["contenders"])
+    styles: dict[str, dict[str, Any]] = {}
+    for name, colour, marker in zip(contenders, COLOURS, MARKERS, strict=False):
+        styles[name] = {"color": colour, "marker": marker, "markersize": 8}
 
-            speeds = costs[full_name((contender, result["size"]))]["generated_bytes_per_second"]
-            fastest = max(speeds[ONE_ROW], speeds.get(COMPILED, 0))
-            by_speed.hlines(bits, speeds[ONE_ROW], fastest, color=colour, linewidth=0.8)
-            by_speed.plot(fastest, bits, **style)
-            note = f"{result['size']}, {minutes:g} min"
-            by_speed.annotate(note, (fastest, bits), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8)
-            points.append((fastest, bits))
-        by_time.plot(times, means, label=contender, **style)
-
-    # The frontier goes down where the next model begins to be the best that is fast enough.
-    speeds, bits = zip(*frontier(points), strict=True)
-    by_speed.step(speeds, bits, where="post", color="grey", linewidth=1, linestyle="--", zorder=0)
-
-    by_time.set(xlabel="minutes of training at the measured speed", ylabel="test bits per byte", xscale="log")
-    by_time.set_xticks(times, [f"{minutes:g}" for minutes in times])
-    by_time.xaxis.set_minor_locator(NullLocator())
-    by_speed.set(xlabel="bytes/s of generation, one row (thin lines: down to steps that are not compiled)")
-    by_speed.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    by_speed.margins(x=0.15, y=0.1)
+    plot_by_time(by_time, budgets, styles)
+    for budget in budgets:
+        plot_by_speed(by_speed, budget, costs, styles)
+    by_speed.set_xlim(0, 1.25 * by_speed.get_xlim()[1])  # with room for the notes on the right
     for axis in (by_time, by_speed):
+        axis.margins(y=0.1)
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    by_time.legend(frameon=False)
     save(figure, path)
+
+
+def plot_by_time(axis, budgets: list[dict[str, Any]], styles: dict[str, dict[str, Any]]) -> None:
+    """A line for each contender joins its mean scores. Small dots are seeds."""
+    from matplotlib.ticker import NullLocator
+
+    times = [budget["minutes"] for budget in budgets]
+    for contender, style in styles.items():
+        means = []
+        for budget in budgets:
+            scores = scores_of(budget["contenders"][contender])
+            means.append(mean(scores))
+            axis.plot([budget["minutes"]] * len(scores), scores, ".", color=style["color"], alpha=0.6)
+        axis.plot(times, means, label=contender, **style)
+
+    axis.set(xlabel="minutes of training at the measured speed", ylabel="test bits per byte", xscale="log")
+    axis.set_xticks(times, [f"{minutes:g}" for minutes in times])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.legend(frameon=False)
+
+
+def plot_by_speed(axis, budget: dict[str, Any], costs: dict[str, Cost], styles: dict[str, dict[str, Any]]) -> None:
+    """The winners of one training time, with the frontier in grey.
+
+    Each is at its highest speed of one row, and hollow at its speed without compiled steps.
+    """
+    from matplotlib.ticker import StrMethodFormatter
+
+    points: list[Point] = []
+    for contender, style in styles.items():
+        result = budget["contenders"][contender]
+        bits = mean(scores_of(result))
+        speeds = costs[full_name((contender, result["size"]))]["generated_bytes_per_second"]
+        fastest = max(speeds[ONE_ROW], speeds.get(COMPILED, 0))
+        if not isfinite(bits):
+            continue
+        points.append((fastest, bits))
+        axis.plot(speeds[ONE_ROW], bits, **style, fillstyle="none")
+        axis.plot(fastest, bits, **style)
+        note = f"{result['size']}, {budget['minutes']:g} min"
+        axis.annotate(note, (fastest, bits), xytext=(9, 0), textcoords="offset points", va="center", fontsize=8)
+
+    # Where speed is enough, the frontier goes down to the next model; below the slowest one it stays.
+    best = frontier(points)
+    if best:
+        speeds, bits = zip(*best, (0, best[-1][1]), strict=True)
+        axis.step(speeds, bits, where="post", color="lightgrey", linewidth=3, zorder=0)
+    axis.set(xlabel="bytes/s of generated text, one row (hollow: steps are not compiled)")
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def scores_of(result: dict[str, Any]) -> list[float]:
+    """Test bits per byte of a winner by seed, infinite where they are not finite."""
+    return [score_or_infinity(bits) for bits in result["test_bits_per_byte"]]
