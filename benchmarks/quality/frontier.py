@@ -2,25 +2,25 @@
 
 `python -m benchmarks.quality.frontier --out runs/frontier --data.name=files --data.path=FOLDER --minutes 10 30 120`
 
-For each training time, and for flat and hierarchical models of three sizes:
+For each training time, with flat and hierarchical models of three sizes each:
 
 1. Train each size at every learning rate for an eighth of the time. As long as the best learning rate is the lowest or
-   the highest one tried, try half or twice of it, too. So short a time favours small models a little.
-2. Train the best size and learning rate for the whole time, and score them on the test split. The longest time has all
-   seeds, the others have the first one.
+   the highest one tried, try half or twice of it, too. The short time favours small sizes.
+2. Train the best size and learning rate of each for the whole time, and score the test split. The longest time is
+   trained with all seeds, the others with the first one.
 
-Then measure what each of these models costs to use: the speed of generation, of one row and of a batch, the memory of
-its state, and the time to read a prompt (`benchmarks.quality.cost_of_use`).
+Then measure what each of these models costs to use: how fast it generates, one row or 16 at once, how much state it
+keeps, and how long it takes to read a prompt (`benchmarks.quality.cost_of_use`).
 
-A minute is a minute of one training that has --threads threads for itself, by default all cores: each size's speed is
-measured so, in turns with the others, and says how many bytes it may train on. The trials then train on as many bytes
-with one thread each, --jobs at a time, so that they are the same bit for bit. That takes another time than the minutes
-say, and the results do not depend on it.
+A minute means a minute of one training process that has --threads threads to itself, by default one per core. Each
+size's speed is measured that way, and determines how many bytes it trains on. The trials themselves run on one thread
+each, --jobs at a time, which makes them reproducible bit for bit. So they take longer than the minutes say, and a busy
+machine does not change their results.
 
-No trial trains on more bytes than the training split has; the race refuses to begin otherwise. In this sense the text
-is read at most once. Batches begin at random places, so some bytes are read twice and others never: a trial that trains
-on as many bytes as there are reads 63 % of them, and one that trains on a tenth reads 95 % of its bytes for the first
-time.
+The race refuses to begin if a trial would train on more bytes than the training split has: in this sense the text is
+read at most once. Sequences start at random places, so some bytes are read twice and others never. A trial that trains
+on as many bytes as the split has reads 63 % of it at least once. In a trial that trains on a tenth as many, 95 % of the
+bytes that it reads are new.
 
 The same command continues an interrupted race, with the same results. Prints a table for each training time, one of the
 costs, and as the last line a JSON object. The folder holds the speeds (speeds.json), a line for each trial
@@ -170,7 +170,7 @@ def table_row(contender: str, result: Result) -> dict[str, str]:
         "MFLOPs/byte": f"{result['flops_per_byte'] / 1e6:.2f}",
         "bytes/s": f"{result['bytes_per_second']:,.0f}",
         "bytes trained on": f"{result['bytes']:,}",
-        "share of the text": f"{result['share_of_text']:.0%}",
+        "share of the text": f"{result['share_of_text']:.1%}",
         "learning rate": f"{result['learning_rate']:g}",
         "test bits/byte": f"{mean(scores):.4f} ± {half_range:.4f}" if len(scores) > 1 else f"{scores[0]:.4f}",
     }
@@ -183,7 +183,7 @@ def cost_row(name: str, cost: Cost) -> dict[str, str]:
     for kind in (ONE_ROW, COMPILED, BATCH):
         row[f"bytes/s, {kind}"] = f"{speeds[kind]:,.0f}" if kind in speeds else ""
     for length, size in states.items():
-        row[f"state after {int(length):,}"] = f"{size:,}"
+        row[f"bytes of state after {int(length):,}"] = f"{size:,}"
     row["seconds to read these"] = f"{cost['prompt_seconds']:.2f}"
     return row
 

@@ -1,4 +1,4 @@
-"""What the race, the ablations and the regimes share: options, measured speeds, and trials of equal training time."""
+"""What the races, the ablations and the regimes share: options, measured speeds, and trials of equal training time."""
 
 import os
 from argparse import Namespace, RawDescriptionHelpFormatter
@@ -41,7 +41,7 @@ class RaceOptions:
     threads: int
     """threads of PyTorch on a CPU while speeds are measured"""
     rounds: int
-    """timed steps of each entry"""
+    """timed calls of each entry"""
     jobs: int
     """trials that run at once"""
     quick: bool
@@ -66,7 +66,7 @@ def race_parser(module: str, description: str | None) -> Parser:
         default=torch.get_num_threads(),
         help="threads on a CPU while speeds are measured",
     )
-    parser.add_argument("--rounds", type=PositiveInt, default=15, help="timed steps of each entry")
+    parser.add_argument("--rounds", type=PositiveInt, default=15, help="timed calls of each entry")
     parser.add_argument(
         "--jobs", type=PositiveInt | None, help="trials that run at once; null = one per CPU core, or one on a GPU"
     )
