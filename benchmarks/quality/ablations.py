@@ -94,6 +94,7 @@ CHANGES: list[dict[str, Any]] = [
 
 def main(argv: list[str] | None = None) -> None:
     parser = race_parser("benchmarks.quality.ablations", __doc__)
+    parser.add_argument("--minutes", type=PositiveFloat, default=10.0, help="training time of a trial")
     parser.add_argument(
         "--only", type=str, nargs="+", help="arguments or fields whose changes are tried; all when left out"
     )
@@ -113,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
     for (name,) in race.entries:
         for rate in args.rates:
             for seed in options.seeds:
-                planned[name, rate, seed] = race.plan_trial((name,), rate, seed, options.minutes, final=False)
+                planned[name, rate, seed] = race.plan_trial((name,), rate, seed, args.minutes, final=False)
     runs = race.run_trials(planned)
 
     # Report each change at its best learning rate.
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
         results[name] = race.speeds[name,] | {"learning_rate": rate, "validation_bits_per_byte": scores}
     names = sorted(results, key=lambda name: mean(differences(results[name], results["base"])))
     print(format_table([table_row(name, results[name], results["base"]) for name in names]))
-    print(json.dumps(race.conditions() | {"minutes": options.minutes, "changes": results}))
+    print(json.dumps(race.conditions() | {"minutes": args.minutes, "changes": results}))
 
 
 def choose_changes(only: list[str] | None) -> list[dict[str, Any]]:

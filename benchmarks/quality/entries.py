@@ -46,6 +46,17 @@ SIZES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
 }
 CONTENDERS = list(dict.fromkeys(contender for contender, _ in SIZES))
 
+# What `benchmarks.quality.frontier` races: our own models, by contender and size, with their arguments in addition to
+# those of SHARED. Three sizes of each contender, the preset among them.
+FRONTIER_SIZES: dict[tuple[str, str], dict[str, Any]] = {
+    ("flat", "96 × 4"): FLAT | {"dim": 96},
+    ("flat", "128 × 4"): FLAT,
+    ("flat", "192 × 4"): FLAT | {"dim": 192, "heads": 3},
+    ("hierarchical", "96 × 2, 3"): HIERARCHICAL | {"dim": 96},
+    ("hierarchical", "128 × 2, 3"): HIERARCHICAL,
+    ("hierarchical", "192 × 2, 3"): HIERARCHICAL | {"dim": 192, "heads": 3},
+}
+
 # What replaces a model's arguments with --quick.
 MINIATURE: dict[str, Any] = {
     "dim": 16,

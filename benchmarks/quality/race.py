@@ -17,7 +17,6 @@ Prints a table, and as the last line a JSON object. The folder holds the speeds 
 """
 
 import json
-from collections.abc import Iterable, Mapping
 from math import nan
 from statistics import mean
 from typing import Any
@@ -35,6 +34,7 @@ from benchmarks.quality.race_setup import (
     read_race_options,
     score_or_infinity,
 )
+from benchmarks.quality.search import find_best
 from benchmarks.quality.trials import Entry
 from benchmarks.tables import format_table
 from model import ModelConfig
@@ -44,12 +44,11 @@ from utils.terminal import run_program
 BASELINE = "flat"  # the others are timed until they reach its final score
 RATES = [1e-3, 2e-3, 4e-3]  # the first learning rates to try
 
-Best = dict[str, tuple[str, float]]  # size and learning rate of each contender
-
 
 def main(argv: list[str] | None = None) -> None:
     parser = race_parser("benchmarks.quality.race", __doc__)
     parser.add_argument("--contenders", type=str, nargs="+", default=CONTENDERS, help="which contenders take part")
+    parser.add_argument("--minutes", type=PositiveFloat, default=10.0, help="training time of a trial")
     parser.add_argument(
         "--sweep-minutes", type=PositiveFloat, default=2.0, help="training time of each size and learning rate"
     )
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     planned = {}
     for contender, (size, rate) in best.items():
         for seed in options.seeds:
-            planned[contender, seed] = race.plan_trial((contender, size), rate, seed, options.minutes, final=True)
+            planned[contender, seed] = race.plan_trial((contender, size), rate, seed, args.minutes, final=True)
     runs = race.run_trials(planned)
 
     # Report.
@@ -88,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     outcome = summarize(results)
     print(format_table([table_row(f"{contender}, {line['size']}", line) for contender, line in outcome.items()]))
     print(picture)
-    report = {"minutes": options.minutes, "ours": args.ours, "contenders": outcome}
+    report = {"minutes": args.minutes, "ours": args.ours, "contenders": outcome}
     print(json.dumps(race.conditions() | report))
 
 
@@ -107,51 +106,6 @@ def choose_entries(contenders: list[str], changes: dict[str, Any], quick: bool) 
             model |= lists_to_tuples(changes)
         entries[contender, size] = make_entry(builder, model, quick)
     return entries
-
-
-def find_best(race: Race, rates: list[float], seed: int, minutes: float, widen: bool) -> Best:
-    """The size and learning rate with the best validation score of each contender, in short trials.
-
-    Args:
-        rates: learning rates to try first.
-        minutes: training time of each trial.
-        widen: try further learning rates while a contender's best one is the lowest or the highest of its size.
-    """
-    contenders = list(dict.fromkeys(contender for contender, _ in race.entries))
-    tried = {(contender, size, rate) for contender, size in race.entries for rate in rates}
-    while True:
-        planned = {}
-        for contender, size, rate in sorted(tried):
-            planned[contender, size, rate] = race.plan_trial((contender, size), rate, seed, minutes, final=False)
-        results = race.run_trials(planned)
-        scores = {key: score_or_infinity(result["validation"]) for key, result in results.items()}
-
-        best = best_of_each(contenders, scores)
-        further = rates_beyond(best, tried) if widen else set()
-        if not further:
-            return best
-        tried |= further
-
-
-def best_of_each(contenders: Iterable[str], scores: Mapping[tuple[str, str, float], float]) -> Best:
-    """The size and learning rate of each contender with the lowest score, in the order of `contenders`."""
-    best: Best = {}
-    for contender in contenders:
-        own_scores = {(size, rate): score for (name, size, rate), score in scores.items() if name == contender}
-        best[contender] = min(own_scores, key=own_scores.__getitem__)
-    return best
-
-
-def rates_beyond(best: Best, tried: set[tuple[str, str, float]]) -> set[tuple[str, str, float]]:
-    """What to try next: half or twice a best learning rate that is the lowest or the highest one tried of its size."""
-    further = set()
-    for contender, (size, rate) in best.items():
-        rates = [r for c, s, r in tried if (c, s) == (contender, size)]
-        if rate == max(rates):
-            further.add((contender, size, 2 * rate))
-        if rate == min(rates):
-            further.add((contender, size, rate / 2))
-    return further
 
 
 def summarize(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What the race, the ablations and the regimes share: options, measured speeds, and trials of equal training time."""
+"""What the races, the ablations and the regimes share: options, measured speeds, and trials of equal training time."""
 
 import os
 from argparse import Namespace, RawDescriptionHelpFormatter
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 from jsonargparse import DefaultHelpFormatter
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from benchmarks.quality.training_speeds import Speed, training_speeds
 from benchmarks.quality.trial_runner import Result, run_trials
@@ -33,8 +33,6 @@ class RaceOptions:
     folder: Path
     """where everything is written"""
     data: DataConfig
-    minutes: float
-    """training time of a trial"""
     seeds: list[int]
     tokens_per_step: int
     """bytes of a training step, in all sequences together"""
@@ -43,7 +41,7 @@ class RaceOptions:
     threads: int
     """threads of PyTorch on a CPU while speeds are measured"""
     rounds: int
-    """timed steps of each entry"""
+    """timed calls of each entry"""
     jobs: int
     """trials that run at once"""
     quick: bool
@@ -59,7 +57,6 @@ def race_parser(module: str, description: str | None) -> Parser:
     parser = Parser(prog=f"python -m {module}", description=description, formatter_class=HelpFormatter)
     parser.add_argument("--out", type=str, required=True, help="folder where everything is written")
     parser.add_class_arguments(DataConfig, "data")
-    parser.add_argument("--minutes", type=PositiveFloat, default=10.0, help="training time of a trial")
     parser.add_argument("--seeds", type=NonNegativeInt, nargs="+", default=[0, 1, 2], help="for weights and batches")
     parser.add_argument("--tokens-per-step", type=PositiveInt, default=8192, help="bytes of a training step")
     parser.add_argument("--precision", type=str, default="float32", help="float32, or bf16 for matrix products")
@@ -69,7 +66,7 @@ def race_parser(module: str, description: str | None) -> Parser:
         default=torch.get_num_threads(),
         help="threads on a CPU while speeds are measured",
     )
-    parser.add_argument("--rounds", type=PositiveInt, default=15, help="timed steps of each entry")
+    parser.add_argument("--rounds", type=PositiveInt, default=15, help="timed calls of each entry")
     parser.add_argument(
         "--jobs", type=PositiveInt | None, help="trials that run at once; null = one per CPU core, or one on a GPU"
     )
@@ -92,7 +89,6 @@ def read_race_options(args: Namespace) -> RaceOptions:
     return RaceOptions(
         folder=Path(args.out),
         data=data,
-        minutes=args.minutes,
         seeds=args.seeds,
         tokens_per_step=args.tokens_per_step,
         precision=args.precision,
@@ -171,18 +167,22 @@ class Race:
             final: also score the test split, and the validation split along the way.
         """
         entry = self.entries[names]
-        bytes_to_train = 60 * minutes * self.speeds[names]["bytes_per_second"]
         trial = Trial(
             entry=entry,
             learning_rate=learning_rate,
             seed=seed,
-            steps=max(1, round(bytes_to_train / self.options.tokens_per_step)),
+            steps=self.steps_in(names, minutes),
             batch_size=self.options.tokens_per_step // entry.model["seq_len"],
             precision=self.options.precision,
             corpus=self.corpus.sha256["train"],
             final=final,
         )
         return PlannedTrial(full_name(names), trial)
+
+    def steps_in(self, names: Names, minutes: float) -> int:
+        """How many training steps an entry makes in some minutes at its measured speed, at least one."""
+        bytes_to_train = 60 * minutes * self.speeds[names]["bytes_per_second"]
+        return max(1, round(bytes_to_train / self.options.tokens_per_step))
 
     def run_trials(self, planned: Mapping[Key, PlannedTrial]) -> dict[Key, Result]:
         """Run the trials that have no result yet, and return the results of all of them."""

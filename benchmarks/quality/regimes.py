@@ -35,6 +35,7 @@ PRESETS = {"flat": FLAT, "hierarchical": HIERARCHICAL}
 
 def main(argv: list[str] | None = None) -> None:
     parser = race_parser("benchmarks.quality.regimes", __doc__)
+    parser.add_argument("--minutes", type=PositiveFloat, default=10.0, help="training time of a trial")
     parser.add_argument("--lengths", type=PositiveInt, nargs="+", default=[512, 2048, 8192], help="bytes of a sequence")
     parser.add_argument("--rates", type=PositiveFloat, nargs="+", default=[8e-3], help="learning rates to try")
     args = parser.parse_args(argv)
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         race = Race(options, entries)
 
     # Train everything.
-    times = [share * options.minutes for share in SHARES]
+    times = [share * args.minutes for share in SHARES]
     planned = {}
     for names in race.entries:
         for minutes in times:

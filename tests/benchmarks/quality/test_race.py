@@ -20,6 +20,7 @@ from benchmarks.contenders import Contender
 from benchmarks.quality import ablations, race
 from benchmarks.quality.causality_check import add_noise_to_weights, check_causality
 from benchmarks.quality.entries import SHARED, SIZES, make_entry
+from benchmarks.quality.search import find_best
 from benchmarks.quality.training_speeds import training_speeds
 from benchmarks.quality.trials import Entry, Trial, score, scoring
 from tests.conftest import ROOT
@@ -117,7 +118,7 @@ def test_learning_rates_are_searched_beyond_the_given_ones_if_the_best_is_at_the
         run_trials=lambda planned: {key: {"validation": bits} for key, bits in planned.items()},
     )
     rates = [1e-3, 2e-3, 4e-3]
-    found = race.find_best(fake_race, rates, seed=5, minutes=1.0, widen=True)
+    found = find_best(fake_race, rates, seed=5, minutes=1.0, widen=True)
     assert found == {contender: ("b", pytest.approx(rate)) for contender, rate in best.items()}
     assert list(found) == list(best)
     assert ("high", "b", 3.2e-2) in tried and ("low", "b", 1.25e-4) in tried  # tried and found to be worse
