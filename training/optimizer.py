@@ -1,7 +1,7 @@
 """Optimizers by name: AdamW, or Muon with AdamW."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +39,7 @@ class Muon(torch.optim.Muon):
         grads = [p.grad for p in params if p.grad is not None]
         buffers = [self.state[p]["momentum_buffer"] for p in params]
         torch._foreach_lerp_(buffers, grads, 1 - group["momentum"])
-        directions = torch._foreach_lerp(grads, buffers, group["momentum"])
+        directions = list(torch._foreach_lerp(grads, buffers, group["momentum"]))
 
         # all of them orthogonalised at once
         updates = orthogonalise(directions, group)
@@ -58,7 +58,7 @@ def by_shape(matrices: list[Tensor]) -> list[list[Tensor]]:
     return list(same_shape.values())
 
 
-def orthogonalise(matrices: Sequence[Tensor], group: dict) -> list[Tensor]:
+def orthogonalise(matrices: list[Tensor], group: dict) -> list[Tensor]:
     """`orthogonal` of matrices of one shape (m n), by the settings of a parameter group of Muon, in their own dtype."""
     stacked = torch.stack(matrices).to(product_dtype(matrices[0].device))
     result = orthogonal(stacked, group["ns_coefficients"], group["ns_steps"], group["eps"])
