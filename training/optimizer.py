@@ -16,7 +16,7 @@ class Muon(torch.optim.Muon):
 
     PyTorch's, except that matrices of the same shape are orthogonalised together, and on a CPU in the precision that it
     is faster in. A GPU takes longer to launch the many small products of a single matrix than to compute them. A CPU
-    without instructions for bfloat16 takes longer for PyTorch's products than for the rest of the step.
+    with nothing newer than AVX2 takes longer for products in bfloat16 than for the rest of a step.
     """
 
     def __init__(self, params: list[dict], lr: float):
