@@ -1,15 +1,20 @@
-"""Sections of the throughput benchmark that time training steps of models: step, flat, hierarchy, share and growth."""
+"""Sections of the throughput benchmark that time training steps of models.
+
+They are step, flat, hierarchy, share, optimizer and growth.
+"""
 
 from typing import Any
 
 import torch
 
 from benchmarks import contenders
-from benchmarks.contenders import count_parameters, preset
+from benchmarks.contenders import CONFIGS, count_parameters, preset
 from benchmarks.flops import flops_by_module
 from benchmarks.speed.options import Options
-from benchmarks.speed.training_steps import Entry, add_ratios, print_speeds, time_training_steps
+from benchmarks.speed.training_steps import Entry, add_ratios, print_speeds, time_optimizer, time_training_steps
 from benchmarks.tables import format_table
+from training.config import load_config
+from training.optimizer import product_dtype
 
 FLAT: dict[str, Any] = {"num_tokens": 256, "dim": 256, "depth": 6, "dim_head": 64, "heads": 4}
 # A thin fine level and a wide coarse one, as in enwik8-base.yaml.
@@ -139,6 +144,28 @@ def flops_by_part(modules: dict[str, float]) -> dict[str, float]:
     whole_model = modules[""]
     parts["logits"] = whole_model - sum(parts.values())
     return parts
+
+
+def measure_optimizers(options: Options) -> dict:
+    """Section optimizer: milliseconds of a step of the presets, and of their optimizer in it."""
+    presets = ["quickstart"] if options.quick else ["quickstart", "enwik8-small", "flat"]
+    if options.device == "cuda":
+        presets.append("enwik8-base")  # a step takes a minute on a CPU
+
+    results, rows = {}, []
+    for name in presets:
+        config = load_config(["--config", str(CONFIGS / f"{name}.yaml")])
+        results[name] = time_optimizer(config, options)
+        for precision, seconds in results[name].items():
+            row = {"preset": name, "precision": precision, "optimizer": config.train.optimizer}
+            row["ms a step"] = f"{1e3 * seconds['step']:.0f}"
+            for part in ("optimizer", "orthogonalisation"):
+                row[f"ms of {part}"] = f"{1e3 * seconds[part]:.1f}"
+                row[f"share of {part}"] = f"{100 * seconds[part] / seconds['step']:.1f}%"
+            rows.append(row)
+    print(format_table(rows))
+    print(f"Muon's products are in {str(product_dtype(torch.device(options.device))).removeprefix('torch.')}")
+    return results
 
 
 def measure_growth(options: Options) -> dict:

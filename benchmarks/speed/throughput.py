@@ -5,8 +5,9 @@
 Each section prints a table, and the last line is one JSON object with all results. Contenders take turns, and medians
 count. Look at ratios rather than speeds, since a machine's speed varies. A contender that is not installed is left out.
 
-A step is forward, backward, gradient clipping and AdamW. A share of the peak is the FLOPs of a step, as
-`benchmarks.flops` counts them, over the time it takes and over the speed of the fastest square matrix product.
+A step is forward, backward, gradient clipping and AdamW, or the preset's own optimizer in section optimizer. A share of
+the peak is the FLOPs of a step, as `benchmarks.flops` counts them, over the time it takes and over the speed of the
+fastest square matrix product.
 """
 
 import argparse
@@ -25,6 +26,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Options], dict]]] = {  # name: title, a
     "flat": ("one level, and the decoder of x-transformers", model_sections.compare_flat),
     "hierarchy": ("levels (1, 4) at stride 4, and one level of as many parameters", model_sections.compare_hierarchy),
     "share": ("FLOPs of enwik8-base.yaml by part, and its share of the peak", model_sections.measure_base_preset),
+    "optimizer": ("the optimizer's share of a step of the presets", model_sections.measure_optimizers),
     "growth": ("speed by length, with the same number of bytes in every step", model_sections.measure_growth),
     "memory": ("peak memory of a step beyond weights and optimizer state", machine_sections.measure_memory),
     "startup": ("seconds from a command to its first result", machine_sections.measure_startup),

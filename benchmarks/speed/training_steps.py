@@ -1,18 +1,24 @@
-"""Time training steps of several contenders in turns, and print their speeds side by side.
+"""Time training steps of several contenders in turns, and print their speeds side by side; or the parts of one step.
 
-A step is forward, backward, gradient clipping and AdamW. A share of the peak is the FLOPs of a step, as
+The contenders' step is forward, backward, gradient clipping and AdamW. A share of the peak is the FLOPs of a step, as
 `benchmarks.flops` counts them, over the time it takes and over the speed of the fastest square matrix product.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
-from benchmarks.contenders import Contender, count_parameters, random_ids, training_step
+import torch
+
+from benchmarks import contenders
+from benchmarks.contenders import Contender, count_parameters, random_ids, take_step, training_step
 from benchmarks.flops import count_flops
 from benchmarks.speed.machine import MatmulPeak
 from benchmarks.speed.options import PRECISIONS, Options
 from benchmarks.speed.timing import median, spread, time_in_turns
 from benchmarks.tables import format_table
+from training.config import Config
+from training.optimizer import build_optimizer, by_shape, orthogonalise
 from training.parallel import wrap_blocks
 
 
@@ -84,6 +90,39 @@ def add_ratios(results: dict[str, dict], baseline: str) -> None:
     for result in results.values():
         other = results.get(f"{baseline}, {result['precision']}")
         result["ratio"] = None if other is None else result["bytes_per_second"] / other["bytes_per_second"]
+
+
+def time_optimizer(config: Config, options: Options) -> dict[str, dict[str, float]]:
+    """Time a run's step, with its batch and optimizer, and in turns with it the optimizer alone.
+
+    Returns the seconds of a `step`, of its `optimizer`, and of Muon's `orthogonalisation` in that, by precision. The
+    orthogonalisation of other optimizers takes about none.
+    """
+    contender = contenders.ours(**config.model.to_dict()).to(options.device).train()
+    optimizer = build_optimizer(contender.model, config.train)
+    ids = random_ids(config.train.batch_size, config.model.seq_len, options.device)
+    gradients = torch.autograd.grad(contender.loss(ids), list(contender.parameters()), allow_unused=True)
+
+    def step_optimizer() -> None:
+        for parameter, gradient in zip(contender.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad()
+
+    @torch.no_grad()
+    def orthogonalise_all() -> None:
+        for group in optimizer.param_groups:
+            if group.get("muon"):
+                for matrices in by_shape(group["params"]):
+                    orthogonalise(matrices, group)
+
+    calls: dict[str, Callable[[], object]] = {"optimizer": step_optimizer, "orthogonalisation": orthogonalise_all}
+    for precision in options.precisions:
+        calls[precision] = partial(take_step, contender, optimizer, ids, precision == "bf16")
+    seconds = {name: median(times) for name, times in time_in_turns(calls, options.rounds).items()}
+
+    parts = {name: seconds[name] for name in ("optimizer", "orthogonalisation")}
+    return {precision: {"step": seconds[precision]} | parts for precision in options.precisions}
 
 
 def print_speeds(results: dict[str, dict], baseline: str | None = None) -> None:

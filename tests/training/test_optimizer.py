@@ -9,6 +9,8 @@ from model import HierarchicalTransformer
 from training.config import TrainConfig
 from training.optimizer import OPTIMIZERS, Muon, build_optimizer, orthogonal, param_groups
 
+COEFFICIENTS = (3.4445, -4.775, 2.0315)  # the default of torch.optim.Muon
+
 
 def test_muon_equals_pytorch_s_for_any_mix_of_shapes():
     torch.manual_seed(0)
@@ -25,18 +27,40 @@ def test_muon_equals_pytorch_s_for_any_mix_of_shapes():
                 p.grad = None if step == 1 and p.shape == (16, 16) else grad.clone()
             optimizer.step()
     for p, q in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(p, q, atol=1e-3, rtol=1e-3)  # both round to bfloat16 on the way
+        torch.testing.assert_close(p, q, atol=1e-3, rtol=1e-3)  # PyTorch's rounds to bfloat16 on the way
     ours_saved, theirs_saved = (optimizer.state_dict()["state"] for optimizer, _ in pairs)
     torch.testing.assert_close(ours_saved, theirs_saved)  # so each can load the state of the other
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (2, 16, 48), (2, 48, 16)])
-def test_orthogonalised_matrices_have_singular_values_near_one(shape):
+def test_orthogonalised_matrices_have_singular_values_near_one(shape, dtype):
     torch.manual_seed(0)
-    out = orthogonal(torch.randn(shape), (3.4445, -4.775, 2.0315), 5, 1e-7)
-    assert out.shape == shape and out.dtype == torch.bfloat16
+    out = orthogonal(torch.randn(shape, dtype=dtype), COEFFICIENTS, 5, 1e-7)
+    assert out.shape == shape and out.dtype == dtype
     values = torch.linalg.svdvals(out.float())
     assert values.max() < 1.4 and values.mean() > 0.7
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize("shape", [(3, 32, 32), (2, 16, 48), (2, 48, 16), (1, 8, 64)])
+def test_orthogonal_is_pytorch_s_polynomial_of_the_singular_values(shape, steps):
+    """Even if they spread over five orders of magnitude, as those of gradients do."""
+    torch.manual_seed(0)
+    u, values, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    spread = values * torch.logspace(0, -5, values.shape[1], dtype=torch.float64)
+    out = orthogonal(((u * spread[:, None]) @ v).float(), COEFFICIENTS, steps, 1e-7)
+
+    a, b, c = COEFFICIENTS
+    expected = spread / spread.norm(dim=1, keepdim=True)
+    for _ in range(steps):
+        expected = a * expected + b * expected**3 + c * expected**5
+    torch.testing.assert_close(out.double(), (u * expected[:, None]) @ v, atol=2e-3, rtol=0)
+
+
+def test_a_gradient_of_zeros_stays_zero():
+    for dtype in (torch.float32, torch.bfloat16):
+        assert not orthogonal(torch.zeros(2, 16, 48, dtype=dtype), COEFFICIENTS, 5, 1e-7).any()
 
 
 def test_every_parameter_is_in_one_group_by_its_module():

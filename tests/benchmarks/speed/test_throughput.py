@@ -10,7 +10,13 @@ from benchmarks.flops import count_flops, flops_by_module
 from benchmarks.quality.causality_check import add_noise_to_weights
 from benchmarks.speed import model_sections
 from benchmarks.speed.memory import step_memory
-from benchmarks.speed.model_sections import FLAT, compare_with_reference, flops_by_part, two_levels_of_size
+from benchmarks.speed.model_sections import (
+    FLAT,
+    compare_with_reference,
+    flops_by_part,
+    measure_optimizers,
+    two_levels_of_size,
+)
 from benchmarks.speed.options import Options
 from benchmarks.speed.training_steps import Entry, print_speeds, time_training_steps
 
@@ -98,6 +104,14 @@ def test_sections_run(monkeypatch, capsys):
     assert set(results) >= {"ours, float32", "ours, bf16"}
     assert all(result["bytes_per_second"] > 0 and result["share_of_peak"] > 0 for result in results.values())
     assert "share of peak" in capsys.readouterr().out
+
+
+def test_the_optimizer_section_times_the_parts_of_a_preset_s_step(capsys):
+    results = measure_optimizers(OPTIONS)
+    assert set(results) == {"quickstart"} and set(results["quickstart"]) == {"float32", "bf16"}
+    for seconds in results["quickstart"].values():
+        assert 0 < seconds["orthogonalisation"] < seconds["optimizer"] < seconds["step"]
+    assert "share of optimizer" in capsys.readouterr().out
 
 
 def test_a_missing_package_is_left_out(monkeypatch, capsys):
