@@ -12,7 +12,6 @@ from collections.abc import Callable
 from math import lcm
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.generation.cache import Cache, map_tensors, tensor_slots
@@ -120,11 +119,8 @@ ONE_ROW_PRODUCTS = {
 
 
 def make_static(model: HierarchicalTransformer, cache: Cache) -> None:
-    """Give a cache fixed shapes: positions become tensors, kept bytes get their full length, nothing is a view."""
-    assert cache.recent_ids is not None
-    cache.position = torch.tensor([cache.length], device=cache.recent_ids.device)
-    missing = model.embedding.history + 1 - cache.recent_ids.shape[1]
-    cache.recent_ids = F.pad(cache.recent_ids, (max(0, missing), 0))
+    """Prepare a cache for recorded steps: its position becomes a tensor, and none of its tensors is a view."""
+    cache.position = torch.tensor([cache.length], device=model.to_logits.weight.device)
     for holder, key in tensor_slots(cache):
         holder[key] = holder[key].contiguous()
 
@@ -135,9 +131,7 @@ def static_step(forward: Callable, ids: Tensor, cache: Cache) -> Tensor:
     logits = forward(ids, cache=cache)
     for holder, key in tensor_slots(cache):
         old, new = before[id(holder), key], holder[key]
-        if old.shape != new.shape:  # once, when the padding of `make_static` is cut off
-            holder[key] = new.contiguous()
-        elif old is not new:
+        if old is not new:
             old.copy_(new)
             holder[key] = old
     return logits
