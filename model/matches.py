@@ -87,7 +87,7 @@ class MatchModel(nn.Module):
         num_tokens: size of the vocabulary.
     """
 
-    orders_column: Tensor
+    order_column: Tensor
 
     def __init__(
         self,
@@ -107,8 +107,8 @@ class MatchModel(nn.Module):
         self.most_words = max(word_counts, default=0)
         self.id_dtype = smallest_dtype(num_tokens - 1)
         self.length_dtype = smallest_dtype(max_distance)
-        column = torch.tensor(orders, dtype=smallest_dtype(self.longest_order + 1)).unsqueeze(1)
-        self.register_buffer("orders_column", column, persistent=False)
+        self.count_dtype = smallest_dtype(self.longest_order + 1)
+        self.register_buffer("order_column", torch.tensor(orders, dtype=torch.int32).unsqueeze(1), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """The bytes that followed, for each of ids (b n)."""
@@ -143,7 +143,7 @@ class MatchModel(nn.Module):
         lengths = contexts.length.clamp(max=self.max_distance).to(self.length_dtype)
         cache = MatchCache(
             ids=into_slots(ids.to(self.id_dtype), self.max_distance),
-            equal_bytes=self.orders_column.new_zeros(len(ids), self.max_distance),
+            equal_bytes=ids.new_zeros(len(ids), self.max_distance, dtype=self.count_dtype),
             word_hashes=into_slots(contexts.hashed.int(), self.max_distance),
             word_lengths=into_slots(lengths, self.max_distance, default=self.max_distance),
             words=Words(words.hashed[..., -1:].clone(), words.length[..., -1:].clone()),
@@ -162,47 +162,57 @@ class MatchModel(nn.Module):
         """
         index = torch.as_tensor(index, device=ids.device).view(1)
         slot = index % self.max_distance
-        self.extend_equal_bytes(cache, ids)
+
+        # Write what is kept of this byte in place of the oldest one.
         cache.words.append(ids)
-        hashed, length = stack_contexts(word_contexts(ids, cache.words, self.word_counts), ids)
+        contexts = stack_contexts(word_contexts(ids, cache.words, self.word_counts), ids)
+        hashed = contexts.hashed.int()
+        length = contexts.length.clamp(max=self.max_distance).to(self.length_dtype)
+        cache.ids.index_copy_(-1, slot, ids.to(self.id_dtype))
+        cache.word_hashes.index_copy_(-1, slot, hashed)
+        cache.word_lengths.index_copy_(-1, slot, length)
+        self.extend_equal_bytes(cache, ids)
 
-        # Which earlier contexts are equal, (b contexts slots).
-        equal_ngrams = cache.equal_bytes.unsqueeze(1) >= self.orders_column
-        equal_words = cache.word_hashes == hashed.int()
-        is_equal = torch.cat((equal_ngrams, equal_words), dim=1)
+        # Find the latest equal contexts. The recency of a slot is 0 for this byte, and largest for the byte before it.
+        recency = torch.arange(self.max_distance, dtype=torch.int32, device=ids.device) - slot.int()
+        recency = torch.where(recency < 0, recency + self.max_distance, recency)
+        equal_ngrams = cache.equal_bytes.int().unsqueeze(1) >= self.order_column
+        equal_words = cache.word_hashes == hashed
+        latest = torch.cat([latest_of(each, recency, self.per_context) for each in (equal_ngrams, equal_words)], dim=1)
+        distance = self.max_distance - latest.long()
 
-        # How far back the latest of them are, (b contexts occurrences). A distance of `max_distance` is out of reach.
-        distance = (slot - torch.arange(self.max_distance, device=ids.device)).int()
-        distance = torch.where(distance > 0, distance, distance + self.max_distance)
-        distance = distance.where(is_equal, self.max_distance)
-        nearest = []
-        for _ in range(self.per_context):
-            nearest.append(distance.amin(dim=-1, keepdim=True))
-            distance = distance.masked_fill(distance == nearest[-1], self.max_distance)
-        nearest = torch.cat(nearest, dim=-1)
-
-        # Whether all of each context is within reach.
-        slots = (slot - nearest) % self.max_distance
-        ngram_lengths = self.orders_column.expand(len(ids), -1, self.per_context)
+        # Keep those all of which is within reach. A distance of `max_distance` stands for none, and is not.
+        slots = (slot - distance) % self.max_distance
+        ngram_lengths = self.order_column.expand(len(ids), -1, self.per_context)
         word_lengths = cache.word_lengths.gather(-1, slots[:, len(self.orders) :])
         reach = (index + 1).clamp(max=self.max_distance)
-        is_near = nearest + torch.cat((ngram_lengths, word_lengths), dim=1) <= reach
+        is_near = distance + torch.cat((ngram_lengths, word_lengths), dim=1) <= reach
 
-        cache.ids.index_copy_(-1, slot, ids.to(self.id_dtype))
-        cache.word_hashes.index_copy_(-1, slot, hashed.int())
-        cache.word_lengths.index_copy_(-1, slot, length.clamp(max=self.max_distance).to(self.length_dtype))
         next_byte = cache.ids.gather(-1, ((slots + 1) % self.max_distance).flatten(1))
-        return ((next_byte.long() + 1) * is_near.flatten(1)).unsqueeze(1)
+        return ((1 + next_byte.long()) * is_near.flatten(1)).unsqueeze(1)
 
     def extend_equal_bytes(self, cache: MatchCache, ids: Tensor) -> None:
-        """Count for one more byte of each row (b 1), which is not in the cache yet: one more where that byte is equal.
+        """Count up to one more byte of each row (b 1): one more than before it where the byte is equal, else 0.
 
-        The byte in slot 0 follows the one in the last slot. That is wrong for the oldest byte alone, all of whose
-        contexts are out of reach.
+        Slots are a ring, so the count for the oldest byte continues that of the latest one. That does no harm: contexts
+        which end at the oldest byte are out of reach.
         """
+        before = torch.cat((cache.equal_bytes[:, -1:], cache.equal_bytes[:, :-1]), dim=1)
         is_equal = cache.ids == ids.to(self.id_dtype)
-        longer = (cache.equal_bytes.roll(1, dims=-1) + 1).clamp(max=self.longest_order)
-        cache.equal_bytes = longer * is_equal
+        cache.equal_bytes = torch.where(is_equal, (before + 1).clamp(max=self.longest_order), 0)
+
+
+def latest_of(is_equal: Tensor, recency: Tensor, count: int) -> Tensor:
+    """The largest `count` of recency (slots) where is_equal (b contexts slots), 0 for lack of more: (b contexts count).
+
+    Equals `topk`, which is slower for such small counts.
+    """
+    candidates = recency * is_equal
+    latest = [candidates.amax(dim=-1, keepdim=True)]
+    for _ in range(1, count):
+        candidates = candidates * (candidates < latest[-1])
+        latest.append(candidates.amax(dim=-1, keepdim=True))
+    return torch.cat(latest, dim=-1)
 
 
 def smallest_dtype(largest: int) -> torch.dtype:
