@@ -73,8 +73,8 @@ class MatchCache:
 class MatchModel(nn.Module):
     """For each byte, 1 + the byte that followed the latest earlier occurrences of its contexts.
 
-    Returns int64 (b n contexts·per_context), 0 where there was no such occurrence. The occurrences of one context are
-    neighbours, the latest first.
+    Bytes (b n) to int64 (b n contexts·per_context), 0 where there was no such occurrence. The occurrences of one
+    context are neighbours, the latest first. `step` finds the same in generation, from what `prefill` keeps.
 
     The simple version, for one context and byte t: go back from t - 1 to the first byte within `max_distance`, and
     whenever the context that ends there equals the one that ends at t, take the byte after it.
@@ -112,28 +112,26 @@ class MatchModel(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """The bytes that followed, for each of ids (b n)."""
-        n = ids.shape[1]
         words = read_words(ids, self.most_words)
         contexts = [*ngram_contexts(ids, self.orders), *word_contexts(ids, words, self.word_counts)]
         hashed, length = stack_contexts(contexts, ids)
 
-        # A context that would start before the first byte has no match, nor has one in another row.
-        place = torch.arange(n, device=ids.device)
+        # A context that would start before the first byte has no match.
+        place = torch.arange(ids.shape[1], device=ids.device)
         length = length.where(length <= place + 1, self.max_distance)
-        row = torch.arange(hashed.shape[0] * hashed.shape[1], device=ids.device)
-        place = place + (n + self.max_distance) * row.view(*hashed.shape[:2], 1)
-        next_byte = F.pad(1 + ids[:, 1:], (0, 1)).unsqueeze(1).expand_as(hashed)
+        next_byte = F.pad(1 + ids[:, 1:], (0, 1)).unsqueeze(1).expand_as(length)
 
-        # With equal contexts together in the order of the text, the k-th earlier occurrence of one is k entries before.
-        order = group_equal(hashed.flatten())
-        hashed, length, place, next_byte = (t.flatten()[order] for t in (hashed, length, place, next_byte))
-        found = order.new_zeros(self.per_context, len(order))
+        # A stable sort brings equal contexts together in the order of the text, so the k-th earlier occurrence of one
+        # is k places before it in the sorted list.
+        hashed, place = hashed.sort(dim=-1, stable=True)
+        length = length.gather(-1, place)
+        next_byte = next_byte.gather(-1, place)
+        found = []
         for k in range(1, self.per_context + 1):
-            is_equal = hashed[k:] == hashed[:-k]
-            is_near = place[k:] - place[:-k] + length[:-k] <= self.max_distance
-            followed_by = next_byte[:-k] * (is_equal & is_near)
-            found[k - 1].scatter_(0, order[k:], followed_by)  # back to the order of the text
-        found = found.view(self.per_context, len(ids), len(contexts), n)
+            is_equal = hashed[..., k:] == hashed[..., :-k]
+            is_near = place[..., k:] - place[..., :-k] + length[..., :-k] <= self.max_distance
+            followed_by = next_byte[..., :-k] * (is_equal & is_near)
+            found.append(torch.zeros_like(place).scatter_(-1, place[..., k:], followed_by))  # back to the text's order
         return rearrange(found, "occurrence b context n -> b n (context occurrence)")
 
     def prefill(self, ids: Tensor) -> MatchCache:
@@ -232,17 +230,6 @@ def gather_or(t: Tensor, index: Tensor, default: int) -> Tensor:
     return torch.where(index >= 0, t.gather(-1, index.clamp(min=0)), default)
 
 
-def group_equal(keys: Tensor) -> Tensor:
-    """Indices (n) that bring equal keys together, in their order within each group: keys int64 (n).
-
-    A stable sort would do. Two, by the lower half of the bits and then by the upper half, are several times faster,
-    because PyTorch sorts many int32 digit by digit.
-    """
-    by_lower = keys.int().sort(stable=True).indices
-    by_upper = (keys >> 32)[by_lower].int().sort(stable=True).indices
-    return by_lower[by_upper]
-
-
 def stack_contexts(contexts: Iterable[Context], ids: Tensor) -> Context:
     """Contexts of each of ids (b n), if any, as one of (b context n)."""
     contexts = list(contexts)
@@ -272,7 +259,7 @@ def word_contexts(ids: Tensor, words: Words, word_counts: tuple[int, ...]) -> It
         if count > 0:
             hashed = hashed * MIX + words.hashed[:, count]
         if count in word_counts:
-            yield Context(hashed.int().long(), words.length[:, count])
+            yield Context(hashed.int(), words.length[:, count])
 
 
 def read_words(ids: Tensor, count: int) -> Words:
