@@ -8,7 +8,7 @@ from typing import Any
 
 from model.attend import BACKENDS
 from model.segments import FixedStride
-from model.words import Words
+from model.words import WordEnds
 from utils.checks import is_increasing, is_number, require
 
 
@@ -78,7 +78,7 @@ class LevelConfig:
 
     compression: int
     """bytes that one token compresses, c"""
-    segments: FixedStride | Words
+    segments: FixedStride | WordEnds
     """where its units end"""
     dim: int
     """width of its residual stream"""
@@ -379,7 +379,7 @@ class ModelConfig:
         attention_layers = layers[-attention_depth:] if window > 0 else ()
 
         follows_text = own["boundaries"] == "words" and compression > 1  # else every byte is a unit
-        segments = Words(compression) if follows_text else FixedStride(own["hierarchical_stride"])
+        segments = WordEnds(compression) if follows_text else FixedStride(own["hierarchical_stride"])
 
         predicting = min(compressions) if self.predict_hierarchy is None else self.predict_hierarchy
         return LevelConfig(

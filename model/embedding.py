@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.generation.cache import Cache
-from model.matches import find_matches
+from model.matches import MatchModel
 from model.ngrams import ngram_buckets
 from model.typed import TypedModuleList
 
@@ -23,9 +23,6 @@ class ByteEmbedding(nn.Module):
         self.num_tokens = config.num_tokens
         self.ngrams = config.ngrams
         self.ngram_buckets = config.ngram_buckets
-        self.matches = config.matches
-        self.word_matches = config.word_matches
-        self.matches_per_context = config.matches_per_context
         dim = config.embedding_dim
 
         self.byte_emb = nn.Embedding(config.num_tokens, dim)
@@ -37,35 +34,38 @@ class ByteEmbedding(nn.Module):
         rows = num_matches * (1 + config.num_tokens)
         self.match_emb = nn.EmbeddingBag(rows, dim, mode="sum") if rows else None
 
-        # Matches look as far back as the model's context. Generation keeps the bytes that any lookup needs.
-        self.max_distance = config.seq_len
-        self.history = max(config.seq_len if rows else 1, *config.ngrams, 1)
+        self.match_model = MatchModel(
+            config.matches, config.word_matches, config.matches_per_context, config.seq_len, config.num_tokens
+        )
+        self.history = max(config.ngrams, default=1) - 1  # bytes that n-grams need before the current one
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
         n = ids.shape[1]
         x = self.byte_emb(ids)
 
-        # Lookups need the bytes before these.
         with_history = ids
         if cache is not None:
-            if cache.recent_ids is not None:
-                with_history = torch.cat((cache.recent_ids, ids), dim=1)
-            cache.recent_ids = with_history[:, -self.history :]
+            past = ids.new_zeros(len(ids), self.history) if cache.recent_ids is None else cache.recent_ids
+            with_history = torch.cat((past, ids), dim=1)
+            cache.recent_ids = with_history[:, n:].clone()
 
         buckets = ngram_buckets(with_history, self.ngrams, self.ngram_buckets, n)
         for embedding, rows in zip(self.ngram_embs, buckets, strict=True):
             x = x + self.ngram_dropout(embedding(rows))
         if self.match_emb is not None:
-            x = x + self.embed_matches(self.match_emb, with_history, n, cache)
+            x = x + self.embed_matches(self.match_emb, self.find_matches(ids, cache))
         return x
 
-    def embed_matches(self, match_emb: nn.EmbeddingBag, ids: Tensor, n: int, cache: Cache | None) -> Tensor:
-        """The sum of the embeddings of all matches of the last n of ids: (b n d)."""
-        max_distance: int | Tensor = self.max_distance
-        if cache is not None and not cache.is_empty:  # `make_static` pads the history
-            max_distance = torch.as_tensor(cache.offset + n).clamp(max=self.max_distance)
-        found = find_matches(ids, self.matches, self.word_matches, self.matches_per_context, max_distance, n)
+    def find_matches(self, ids: Tensor, cache: Cache | None) -> Tensor:
+        """What the match model finds for each of ids (b n): (b n matches)."""
+        if cache is not None and cache.matches is not None:
+            return self.match_model.step(ids, cache.matches, cache.offset)
+        if cache is not None:
+            cache.matches = self.match_model.prefill(ids)
+        return self.match_model(ids)
 
-        table_starts = torch.arange(found.shape[-1], device=ids.device) * (1 + self.num_tokens)
+    def embed_matches(self, match_emb: nn.EmbeddingBag, found: Tensor) -> Tensor:
+        """The sum of the embeddings of all matches that were found for a byte: (b n matches) -> (b n d)."""
+        table_starts = torch.arange(found.shape[-1], device=found.device) * (1 + self.num_tokens)
         rows = found + table_starts
         return match_emb(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])

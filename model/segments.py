@@ -9,7 +9,7 @@ For example, with a stride of 4 units end at the bytes 0, 4 and 8, and the bytes
     byte    0 1 2 3 4 5 6 7 8
     unit    0 0 0 0 1 1 1 1 2    (the latest one that has ended)
 
-A rule says where units end: `FixedStride` here, `Words` in model/words.py. Of n bytes it makes `Units`, which carry
+A rule says where units end: `FixedStride` here, `WordEnds` in model/words.py. Of n bytes it makes `Units`, which carry
 features from bytes to units and back. In generation, where one byte follows another, they are a `Step`.
 """
 

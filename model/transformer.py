@@ -43,7 +43,7 @@ from model.merge import MERGES, LevelUnits, LinearMerge, Merge, Tokens
 from model.rotary import XPOS_SCALE_BASE, Rotary
 from model.segments import Step, Units
 from model.typed import TypedModuleDict, TypedModuleList
-from model.words import Words, WordUnits
+from model.words import WordEnds, WordUnits
 from utils.errors import Mistake, UserError
 
 
@@ -276,7 +276,7 @@ class Level(nn.Module):
                 level_cache.words = units.state
             return units
 
-        if isinstance(self.segments, Words):
+        if isinstance(self.segments, WordEnds):
             assert level_cache.words is not None
             ends_unit, level_cache.words = self.segments.step(ids[:, 0], level_cache.words, cache.offset)
             index = level_cache.words.count - 1

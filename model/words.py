@@ -28,7 +28,7 @@ class WordState:
 
 
 @dataclass(frozen=True)
-class Words:
+class WordEnds:
     """Units that end at the first byte after a word, and not more of them than a stride of `compression` bytes has.
 
     Words are runs of letters, digits and bytes from 128 up. The byte after a word is the first one that knows that the
@@ -130,7 +130,7 @@ def is_word(ids: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class WordUnits(AllRows):
-    """The units of `Words` in n bytes, which differ from row to row."""
+    """The units of `WordEnds` in n bytes, which differ from row to row."""
 
     end_of_unit: Tensor
     """the last byte of each unit (b k), any byte for those that are not real"""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.kv_ring import KVRing
+from model.matches import MatchCache
 from model.segments import Step, Units
 from model.words import WordState
 
@@ -56,9 +57,8 @@ class Cache:
     The first call (prefill) takes any number of bytes, each later call one byte a row. A level runs only when one of
     its units ends; in between, its last output is reused. Logits are those of a full pass over all bytes so far.
 
-    The contract: every tensor but `position` has the batch as its first dimension, for `expand`. Once the recent bytes
-    fill their history, shapes no longer change. Recorded steps need that from the start: see `make_static` in
-    model/generation/replay.py.
+    The contract: every tensor but `position` has the batch as its first dimension, for `expand`, and keeps its shape
+    after the first call, for recorded steps.
     """
 
     length: int = 0
@@ -66,7 +66,8 @@ class Cache:
     position: Tensor | None = None
     """the length as a tensor (1), once steps are recorded (model/generation/replay.py); else None"""
     recent_ids: Tensor | None = None
-    """the last bytes, as many as lookups need, (b n)"""
+    """the last bytes, as many as n-grams need, zeros before the first, (b n)"""
+    matches: MatchCache | None = None
     recent_embeddings: Tensor | None = None
     """embeddings of the last bytes, as many as the compressions need, (b c-1 d)"""
     levels: dict[int, LevelCache] = field(default_factory=dict)

@@ -12,14 +12,13 @@ from collections.abc import Callable
 from math import lcm
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import LevelConfig
 from model.generation.cache import Cache, map_tensors, tensor_slots
 from model.segments import FixedStride
 from model.transformer import HierarchicalTransformer
-from model.words import Words
+from model.words import WordEnds
 
 MOST_RECORDINGS = 64  # with strides such as 5, 7 and 9, all levels come round together only after 315 bytes
 
@@ -128,7 +127,7 @@ def running_levels(levels: tuple[LevelConfig, ...], ids: Tensor, cache: Cache) -
     """Which levels have a unit that ends at the next byte of any row, ids (b 1). A recording cannot look at bytes."""
     running = []
     for i, level in enumerate(levels):
-        if isinstance(level.segments, Words):
+        if isinstance(level.segments, WordEnds):
             words = cache.levels[i].words
             assert words is not None
             ends_unit, _ = level.segments.step(ids[:, 0].long(), words, cache.length)
@@ -139,11 +138,8 @@ def running_levels(levels: tuple[LevelConfig, ...], ids: Tensor, cache: Cache) -
 
 
 def make_static(model: HierarchicalTransformer, cache: Cache) -> None:
-    """Give a cache fixed shapes: positions become tensors, kept bytes get their full length, nothing is a view."""
-    assert cache.recent_ids is not None
-    cache.position = torch.tensor([cache.length], device=cache.recent_ids.device)
-    missing = model.embedding.history + 1 - cache.recent_ids.shape[1]
-    cache.recent_ids = F.pad(cache.recent_ids, (max(0, missing), 0))
+    """Prepare a cache for recorded steps: its position becomes a tensor, and none of its tensors is a view."""
+    cache.position = torch.tensor([cache.length], device=model.to_logits.weight.device)
     for holder, key in tensor_slots(cache):
         holder[key] = holder[key].contiguous()
 
@@ -154,9 +150,7 @@ def static_step(forward: Callable, ids: Tensor, cache: Cache) -> Tensor:
     logits = forward(ids, cache=cache)
     for old, (holder, key) in zip(before, tensor_slots(cache), strict=True):
         new = holder[key]
-        if old.shape != new.shape:  # once, when the padding of `make_static` is cut off
-            holder[key] = new.contiguous()
-        elif old is not new:
+        if old is not new:
             old.copy_(new)
             holder[key] = old
     return logits

@@ -1,8 +1,8 @@
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.matches import find_matches
+from model.matches import MatchModel
 
 LETTERS = b"abAB\xc3"
 
@@ -37,36 +37,63 @@ def search(text, context, size, places, reach):
     return (found + [0] * places)[:places]
 
 
+def step_by_step(model, ids, prefill):
+    """What a match model finds for ids (b n): the first `prefill` at once, then one byte after another."""
+    cache = model.prefill(ids[:, :prefill])
+    steps = [model.step(ids[:, t : t + 1], cache, t) for t in range(prefill, ids.shape[1])]
+    return torch.cat((model(ids[:, :prefill]), *steps), dim=1)
+
+
 @given(
     texts=st.integers(1, 40).flatmap(lambda n: st.lists(st.tuples(*[st.sampled_from(b"abA\xc3 .")] * n), min_size=1)),
     orders=st.sets(st.integers(2, 6)).map(sorted).map(tuple),
     words=st.sets(st.integers(0, 3)).map(sorted).map(tuple),
     places=st.integers(1, 3),
     reach=st.integers(1, 50),
+    data=st.data(),
 )
-def test_matches_are_the_bytes_after_the_latest_equal_contexts(texts, orders, words, places, reach):
+def test_matches_are_the_bytes_after_the_latest_equal_contexts(texts, orders, words, places, reach, data):
     ids, n = torch.tensor(texts), len(texts[0])
     contexts = [(ngram_context, order) for order in orders] + [(word_context, count) for count in words]
-    for last in {1, n}:  # a single byte is looked up by other code than many
-        found = [each.tolist() for each in find_matches(ids, orders, words, places, reach, last).unbind(dim=-1)]
-        expected = [
-            [[search(bytes(text[: t + 1]), *each, places, reach)[k] for t in range(n - last, n)] for text in texts]
-            for each in contexts
-            for k in range(places)
-        ]
-        assert found == expected
+    expected = [
+        [[search(bytes(text[: t + 1]), *each, places, reach)[k] for t in range(n)] for text in texts]
+        for each in contexts
+        for k in range(places)
+    ]
+    model = MatchModel(orders, words, places, reach)
+    for found in (model(ids), step_by_step(model, ids, data.draw(st.integers(1, n), label="prefill"))):
+        assert [each.tolist() for each in found.unbind(dim=-1)] == expected
+
+
+@given(
+    seed=st.integers(0, 99),
+    num_tokens=st.sampled_from([3, 256, 300, 70_000]),
+    order=st.sampled_from([2, 254, 255, 300]),
+    reach=st.integers(250, 310),
+    prefill=st.integers(1, 700),
+)
+@settings(max_examples=20)
+def test_steps_equal_a_pass_over_all_bytes_whatever_the_sizes(seed, num_tokens, order, reach, prefill):
+    """Kept lengths and ids are of the smallest type that holds them. Texts repeat, so that long contexts match."""
+    generator = torch.Generator().manual_seed(seed)
+    period = torch.randint(0, num_tokens, (2, 9), generator=generator)
+    ids = period.repeat(1, 80)
+    model = MatchModel((order,), (0, 1), 2, reach, num_tokens)
+    found = model(ids)
+    assert (found[..., 0] > 0).any() == (reach - order >= 9)
+    assert torch.equal(step_by_step(model, ids, prefill), found)
 
 
 def test_matches_are_within_the_maximum_distance():
     ids = torch.tensor([[7, 8, 1, 0, 0, 7, 8]])
     for reach, found in ((8, 2), (7, 2), (6, 0)):
-        latest = find_matches(ids, (2,), (), 1, reach, last=7)
+        latest = MatchModel((2,), (), 1, reach)(ids)
         assert latest[0].tolist() == [[0], [0], [0], [0], [0], [0], [found]]
 
 
 def test_words_match_whatever_is_between_them():
     text = b" The cat sat. ... the  CAT s"
-    found = find_matches(torch.tensor([list(text)]), (2,), (0, 1, 2), 1, 99, last=1)
-    assert found.tolist() == [[[1 + ord("a")] * 4]]
-    found = find_matches(torch.tensor([list(text[:-1])]), (3,), (0, 1, 2), 1, 99, last=1)
-    assert found[0, 0].tolist() == [0, 1 + ord("C"), 1 + ord("s"), 1 + ord("s")]
+    found = MatchModel((2,), (0, 1, 2), 1, 99)(torch.tensor([list(text)]))
+    assert found[0, -1].tolist() == [1 + ord("a")] * 4
+    found = MatchModel((3,), (0, 1, 2), 1, 99)(torch.tensor([list(text[:-1])]))
+    assert found[0, -1].tolist() == [0, 1 + ord("C"), 1 + ord("s"), 1 + ord("s")]

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.segments import FixedStride, Step, align
-from model.words import Words, WordState
+from model.words import WordEnds, WordState
 from tests.model.strategies import WORDS
 
-RULES = st.builds(FixedStride, st.integers(1, 9)) | st.builds(Words, st.integers(2, 9))
+RULES = st.builds(FixedStride, st.integers(1, 9)) | st.builds(WordEnds, st.integers(2, 9))
 LENGTHS = st.integers(1, 40)
 ROWS = 3
 
@@ -61,7 +61,7 @@ def test_units_end_where_the_rule_says(rule, n):
 
 def test_a_unit_is_a_word():
     text = b"levels follow the text, wide where they go."
-    ends = Words(5).cut(torch.tensor([list(text)])).ends()[0].unique().tolist()
+    ends = WordEnds(5).cut(torch.tensor([list(text)])).ends()[0].unique().tolist()
     pieces = [text[a + 1 : b + 1] for a, b in pairwise(ends)]
     assert pieces == [b"evels ", b"follow ", b"the ", b"text,", b" wide ", b"where ", b"they ", b"go."]
 
@@ -98,7 +98,7 @@ def test_align_is_up_and_then_down(source, target, n):
 
 @given(compression=st.integers(2, 9), n=LENGTHS | st.integers(300, 700), data=st.data())
 def test_words_step_by_step_are_those_of_the_whole_text(compression, n, data):
-    rule, ids = Words(compression), draw_text(n)
+    rule, ids = WordEnds(compression), draw_text(n)
     first = data.draw(st.integers(1, n), label="bytes at once")
     state = rule.cut(ids[:, :first]).state
     found = [[] for _ in range(ROWS)]
@@ -114,7 +114,7 @@ def test_words_step_by_step_are_those_of_the_whole_text(compression, n, data):
 
 @given(compression=st.integers(2, 9), cut=st.integers(1, 3))
 def test_units_from_a_period_on_are_those_of_the_text_that_begins_there(compression, cut):
-    rule = Words(compression)
+    rule = WordEnds(compression)
     first = cut * rule.period
     ids = draw_text(first + 200)
     whole, end = ends_byte_by_byte(rule, ids), ends_byte_by_byte(rule, ids[:, first:])
@@ -132,7 +132,7 @@ def test_a_step_computes_some_rows_and_keeps_the_others():
 
 def test_letters_digits_and_bytes_from_128_up_are_words():
     ids = torch.arange(256)
-    rule = Words(4)
+    rule = WordEnds(4)
     zeros = torch.zeros(256, dtype=torch.long)
     state = WordState(since=zeros, in_word=zeros.bool(), in_period=zeros, count=zeros)
     _, after = rule.step(ids, state, 1)
