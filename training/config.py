@@ -58,7 +58,7 @@ class TrainConfig:
     seed: int = 0
     """seed of the weights, batches, dropout and samples"""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """auto = what `accelerate launch` was told, else bf16 if the GPU or CPU has instructions for it, else no"""
+    """auto = what `accelerate launch` was told, else bf16 if the GPU or CPU is faster in it, else no"""
     tf32: bool = False
     """let a GPU multiply float32 matrices in TF32: faster, but with 10 bits of mantissa"""
     compile: bool = False

@@ -103,7 +103,7 @@ def main_process_first(accelerator: Accelerator) -> Generator[None]:
 def choose_precision(precision: str) -> str:
     """Accelerate's precision for `train.mixed_precision`: no, bf16 or fp16.
 
-    `auto` is what `accelerate launch` was told, or else bf16 where the hardware multiplies in it.
+    `auto` is what `accelerate launch` was told, or else bf16 where the hardware is faster in it.
 
     Raises:
         UserError: on bf16 where PyTorch cannot compute in it.

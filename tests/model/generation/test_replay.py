@@ -46,8 +46,12 @@ def test_static_steps_find_the_same_matches(prefill):
     check_static_steps(build(WORDS), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (8, 90))], prefill)
 
 
-def test_compiled_steps_equal_a_full_pass():
-    model, ids = build(WORDS), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (2, 72))]
+SANDWICH = {"depth": ((0, 2), (1,)), "compress_from": "states", "merge_layers": (1,), "merge_type": "linear"}
+
+
+@pytest.mark.parametrize("levels", [{}, {"boundaries": "words", **SANDWICH}], ids=["strides", "words"])
+def test_compiled_steps_equal_a_full_pass(levels):
+    model, ids = build(WORDS | levels), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (2, 72))]
     with torch.inference_mode():
         full = model(ids)
     prepare_for_generation(model, compiled=True)
