@@ -9,6 +9,7 @@ from model.attend import Attend
 from model.config import LevelConfig, ModelConfig
 from model.generation.cache import BlockCache
 from model.kv_ring import prefill_rings
+from model.norm import RMSNorm
 from model.rotary import rotate
 from model.segments import Step, Units
 
@@ -27,7 +28,7 @@ class Attention(nn.Module):
         self.window = level.window
 
         rotated_heads = level.heads + level.kv_heads
-        self.norm = nn.RMSNorm(level.dim)
+        self.norm = RMSNorm(level.dim)
         self.to_qkv = nn.Linear(level.dim, (rotated_heads + level.kv_heads) * level.dim_head, bias=False)
         self.qk_norm_weight = nn.Parameter(torch.ones(rotated_heads, 1, level.dim_head)) if config.qk_norm else None
         self.attend = Attend(causal=True, window_size=level.window, backend=config.attention)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from model.attention import Attention
 from model.config import LevelConfig, ModelConfig
 from model.generation.cache import BlockCache, prepend_history
+from model.norm import RMSNorm
 from model.segments import Units
 
 
@@ -51,7 +52,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, dim_hidden: int):
         super().__init__()
-        self.norm = nn.RMSNorm(dim)
+        self.norm = RMSNorm(dim)
         self.to_hidden = nn.Linear(dim, dim_hidden, bias=False)
         self.to_out = nn.Linear(dim_hidden, dim, bias=False)
 

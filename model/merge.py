@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from model.config import LevelConfig
 from model.generation.cache import MergeCache, keep_latest
+from model.norm import RMSNorm
 from model.segments import Units, align, coarser
 from model.typed import TypedModuleDict
 
@@ -95,7 +96,7 @@ class LinearMerge(nn.Module):
         super().__init__()
         self.readers = {i: [t for t in targets if t != i] for i in sources if targets != (i,)}
         self.reader_dims = {i: [levels[t].dim for t in readers] for i, readers in self.readers.items()}
-        self.norms = TypedModuleDict({str(i): nn.RMSNorm(levels[i].dim) for i in self.readers})
+        self.norms = TypedModuleDict({str(i): RMSNorm(levels[i].dim) for i in self.readers})
         self.to_out = TypedModuleDict(
             {str(i): nn.Linear(levels[i].dim, sum(dims), bias=False) for i, dims in self.reader_dims.items()}
         )
