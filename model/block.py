@@ -26,10 +26,11 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, x: Tensor, cos_sin: Tensor, cache: BlockCache | None = None, units: Units | None = None
+        self, x: Tensor, cos_sin: Tensor | None, cache: BlockCache | None = None, units: Units | None = None
     ) -> Tensor:
-        """`units` are those of the tokens x; only a cache needs them."""
+        """`cos_sin` is the rotary table of the tokens x, which attention needs; a cache needs their units."""
         if self.attn is not None:
+            assert cos_sin is not None
             shifted = self.shift(x, cache, units, "attention_shift")
             x = x + self.dropout(self.attn(shifted, cos_sin, cache, units))
 

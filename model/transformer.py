@@ -186,9 +186,10 @@ class HierarchicalTransformer(nn.Module, HubModel):
             units: how each level cuts the n bytes.
         """
         level_caches = {i: None if cache is None else cache.levels[i] for i in units}
-        cos_sin = {
-            i: level.rotary_table(units[i], level_caches[i]) for i, level in enumerate(self.levels) if units[i].runs
-        }
+        cos_sin: dict[int, Tensor] = {}
+        for i, level in enumerate(self.levels):
+            if units[i].runs and level.attends:
+                cos_sin[i] = level.rotary_table(units[i], level_caches[i])
 
         # Layer by layer: the levels that begin with it, a block for each level, then the merge.
         tokens: Tokens = {}
@@ -201,7 +202,7 @@ class HierarchicalTransformer(nn.Module, HubModel):
                 if units[i].runs:
                     tokens[i] = level.compress_bytes(features, units[i])
             for i in tokens:
-                tokens[i] = self.levels[i].run_layer(layer, tokens[i], cos_sin[i], level_caches[i], units[i])
+                tokens[i] = self.levels[i].run_layer(layer, tokens[i], cos_sin.get(i), level_caches[i], units[i])
             if str(layer) in self.merges:
                 merge_cache = None if cache is None else cache.merges.setdefault(layer, MergeCache())
                 tokens = self.merges[str(layer)](tokens, units, merge_cache)
@@ -256,6 +257,7 @@ class Level(nn.Module):
         self.segments = level.segments
         self.chains = level.chains
         self.layers = level.layers
+        self.attends = len(level.attention_layers) > 0
         self.reads_states = level.reads_states
         self.compress = Compress(config.dim_of_bytes if level.reads_states else config.embedding_dim, level)
         self.norm_in = nn.LayerNorm(level.dim)
@@ -335,7 +337,7 @@ class Level(nn.Module):
         self,
         layer: int,
         tokens: Tensor,
-        cos_sin: Tensor,
+        cos_sin: Tensor | None,
         level_cache: LevelCache | None,
         units: Units,
     ) -> Tensor:
