@@ -158,6 +158,7 @@ class MatchModel(nn.Module):
         Args:
             index: the index of this byte in the text, as a tensor (1) if steps are recorded.
         """
+        is_recorded = isinstance(index, Tensor)
         index = torch.as_tensor(index, device=ids.device).view(1)
         slot = index % self.max_distance
 
@@ -174,9 +175,8 @@ class MatchModel(nn.Module):
         # Find the latest equal contexts. The recency of a slot is 0 for this byte, and largest for the byte before it.
         recency = torch.arange(self.max_distance, dtype=torch.int32, device=ids.device) - slot.int()
         recency = torch.where(recency < 0, recency + self.max_distance, recency)
-        equal_ngrams = cache.equal_bytes.int().unsqueeze(1) >= self.order_column
-        equal_words = cache.word_hashes == hashed
-        latest = torch.cat([latest_of(each, recency, self.per_context) for each in (equal_ngrams, equal_words)], dim=1)
+        find = self.latest_of_all if is_recorded else self.latest_of_equal
+        latest = find(cache, hashed, recency)
         distance = self.max_distance - latest.long()
 
         # Keep those all of which is within reach. A distance of `max_distance` stands for none, and is not.
@@ -188,6 +188,32 @@ class MatchModel(nn.Module):
 
         next_byte = cache.ids.gather(-1, ((slots + 1) % self.max_distance).flatten(1))
         return ((1 + next_byte.long()) * is_near.flatten(1)).unsqueeze(1)
+
+    def latest_of_all(self, cache: MatchCache, hashed: Tensor, recency: Tensor) -> Tensor:
+        """The largest recencies of slots with an equal context, 0 for lack of more: (b contexts per_context).
+
+        Args:
+            hashed: of this byte's contexts of words, (b contexts 1).
+            recency: of each slot.
+        """
+        equal_ngrams = cache.equal_bytes.int().unsqueeze(1) >= self.order_column
+        equal_words = cache.word_hashes == hashed
+        return torch.cat([latest_of(each, recency, self.per_context) for each in (equal_ngrams, equal_words)], dim=1)
+
+    def latest_of_equal(self, cache: MatchCache, hashed: Tensor, recency: Tensor) -> Tensor:
+        """The same, from the few slots that are equal. A recorded step cannot know their number."""
+        found = [recency.new_zeros(len(hashed), 0, self.per_context)]
+        if self.orders:
+            row, slot = (cache.equal_bytes >= self.orders[0]).nonzero(as_tuple=True)
+            is_equal = cache.equal_bytes[row, slot] >= self.order_column
+            values = (recency[slot] * is_equal).mT  # (candidates orders)
+            found.append(largest_of_rows(values, row, len(hashed), self.per_context))
+        if self.word_counts:
+            row, context, slot = (cache.word_hashes == hashed).nonzero(as_tuple=True)
+            group = row * len(self.word_counts) + context
+            largest = largest_of_rows(recency[slot][:, None], group, hashed[..., 0].numel(), self.per_context)
+            found.append(largest.view(len(hashed), -1, self.per_context))
+        return torch.cat(found, dim=1)
 
     def extend_equal_bytes(self, cache: MatchCache, ids: Tensor) -> None:
         """Count up to one more byte of each row (b 1): one more than before it where the byte is equal, else 0.
@@ -211,6 +237,22 @@ def latest_of(is_equal: Tensor, recency: Tensor, count: int) -> Tensor:
         candidates = candidates * (candidates < latest[-1])
         latest.append(candidates.amax(dim=-1, keepdim=True))
     return torch.cat(latest, dim=-1)
+
+
+def largest_of_rows(values: Tensor, row: Tensor, rows: int, count: int) -> Tensor:
+    """The largest `count` of values (m columns) in each row and column, which differ: (rows columns count).
+
+    Args:
+        row: the row of each of the m values, (m).
+        rows: how many rows there are. In a row without so many values there are zeros.
+    """
+    index = row[:, None].expand_as(values)
+    largest = []
+    for _ in range(count):
+        latest = values.new_zeros(rows, values.shape[1]).scatter_reduce_(0, index, values, "amax")
+        largest.append(latest)
+        values = values * (values < latest[row])
+    return torch.stack(largest, dim=-1)
 
 
 def smallest_dtype(largest: int) -> torch.dtype:
