@@ -275,16 +275,16 @@ class Level(nn.Module):
         if cache.is_empty:
             units = self.segments.cut(ids)
             if isinstance(units, WordUnits):
-                level_cache.words = units.state
+                level_cache.words = units.state.cpu()
             return units
 
         if isinstance(self.segments, WordEnds):
+            if cache.running is not None:  # a single row is due whenever the level runs
+                assert level_cache.unit is not None
+                mask = level_cache.ends_unit if len(ids) > 1 else None
+                return Step(cache.running[i], index=level_cache.unit, mask=mask)
             assert level_cache.words is not None
-            ends_unit, level_cache.words = self.segments.step(ids[:, 0], level_cache.words, cache.offset)
-            index = level_cache.words.count - 1
-            if cache.running is not None:
-                return recorded_step(cache.running[i], ends_unit, index)
-            return step_of_rows(ends_unit, index)
+            return step_of_rows(self.segments.step(ids[:, 0], level_cache.words, cache.length), ids.device)
 
         runs = self.segments.ends_unit(cache.length)
         chain = int(self.segments.unit(cache.length)) % self.chains
@@ -348,19 +348,15 @@ class Level(nn.Module):
         return self.blocks[str(layer)](tokens, cos_sin, block_cache, None if block_cache is None else units)
 
 
-def step_of_rows(ends_unit: Tensor, index: Tensor) -> Step:
-    """The step of the rows in which a unit ends (b) bool, with its index in each row (b)."""
-    due = ends_unit.nonzero()[:, 0]
-    if len(due) == 0:
+def step_of_rows(units: list[int | None], device: torch.device) -> Step:
+    """The step in which these units end, one for each row or None."""
+    due = {row: unit for row, unit in enumerate(units) if unit is not None}
+    if not due:
         return Step(runs=False)
-    if len(due) == len(index) and bool((index == index[0]).all()):
-        return Step(runs=True, index=int(index[0]))
-    return Step(runs=True, index=index[due], rows=due)
-
-
-def recorded_step(runs: bool, ends_unit: Tensor, index: Tensor) -> Step:
-    """The same in fixed shapes. A single row is due whenever the level runs."""
-    return Step(runs, index=index, mask=ends_unit if len(index) > 1 else None)
+    if len(set(units)) == 1:  # in all rows the same, as in a batch of one
+        return Step(runs=True, index=due[0])
+    rows, index = (torch.tensor(list(values), device=device) for values in (due.keys(), due.values()))
+    return Step(runs=True, index=index, rows=rows)
 
 
 def init_weights(model: nn.Module) -> None:

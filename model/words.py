@@ -13,20 +13,6 @@ PERIOD = 64  # units after which the count of those that may end begins anew
 LONGEST = 2  # times the compression: after so many bytes within a word, or between two, a unit ends as well
 
 
-@dataclass
-class WordState:
-    """How far the rows of a batch are in their words and units, after some bytes; (b) each."""
-
-    since: Tensor
-    """bytes since the latest word ended"""
-    in_word: Tensor
-    """whether the last byte belongs to a word"""
-    in_period: Tensor
-    """units that have ended in this period"""
-    count: Tensor
-    """units that have ended in all"""
-
-
 @dataclass(frozen=True)
 class WordEnds:
     """Units that end at the first byte after a word, and not more of them than a stride of `compression` bytes has.
@@ -100,24 +86,32 @@ class WordEnds:
         ends = ids.new_full((len(ids), units + 1), n - 1, dtype=torch.long)
         ends.scatter_(1, torch.where(ends_unit, latest, units), byte.expand(len(ids), -1))
 
-        state = WordState(since[:, -1], in_word[:, -1], in_period[:, -1], latest[:, -1] + 1)
+        state = torch.stack((since[:, -1], in_word[:, -1], in_period[:, -1], latest[:, -1] + 1), dim=1)
         return WordUnits(ends[:, :units], latest, state)
 
-    def step(self, ids: Tensor, state: WordState, byte: int | Tensor) -> tuple[Tensor, WordState]:
-        """In which rows a unit ends at the next byte, and the state after it.
+    def step(self, ids: Tensor, state: Tensor, byte: int) -> list[int | None]:
+        """For each row the index of the unit that ends at the next byte, or None. Moves the state on.
+
+        This is the simple version of the class, for one byte of a few rows.
 
         Args:
             ids: the next byte of each row (b).
-            byte: its index in the text; a tensor (1) in recorded steps.
+            state: how far the rows are, as `WordUnits.state`; changed in place.
+            byte: the index of this byte in the text.
         """
         place = byte % self.period
-        in_word = is_word(ids)
-        begins_anew = (~in_word & state.in_word) | (place == 0)
-        since = torch.where(begins_anew, 0, state.since + 1)
-        in_period = state.in_period * (place != 0)
-
-        ends_unit = (since % self.too_long == 0) & (in_period <= place // self.compression)
-        return ends_unit, WordState(since, in_word, in_period + ends_unit, state.count + ends_unit)
+        in_words = is_word(ids.cpu()).tolist()
+        rows = []
+        indices: list[int | None] = []
+        for in_word, (since, was_in_word, in_period, count) in zip(in_words, state.tolist(), strict=True):
+            word_has_ended = was_in_word and not in_word
+            since = 0 if word_has_ended or place == 0 else since + 1
+            in_period = 0 if place == 0 else in_period
+            ends_unit = since % self.too_long == 0 and in_period <= place // self.compression
+            indices.append(count if ends_unit else None)
+            rows.append((since, in_word, in_period + ends_unit, count + ends_unit))
+        state.copy_(torch.tensor(rows))
+        return indices
 
 
 def is_word(ids: Tensor) -> Tensor:
@@ -136,8 +130,9 @@ class WordUnits(AllRows):
     """the last byte of each unit (b k), any byte for those that are not real"""
     latest: Tensor
     """index of the latest unit that has ended at each byte (b n)"""
-    state: WordState
-    """after the last byte"""
+    state: Tensor
+    """how far each row is after the last byte (b 4): bytes since the latest word ended, whether the last byte
+    belongs to a word, units that have ended in this period, and in all"""
 
     @property
     def n(self) -> int:
@@ -149,7 +144,7 @@ class WordUnits(AllRows):
 
     @property
     def real(self) -> Tensor:
-        return torch.arange(self.count, device=self.latest.device) < self.state.count[:, None]
+        return torch.arange(self.count, device=self.latest.device) < self.state[:, 3:]
 
     def down(self, x: Tensor) -> Tensor:
         return pick(x, self.end_of_unit)
@@ -169,6 +164,6 @@ class WordUnits(AllRows):
         return self.latest.gather(1, byte)
 
     def last(self, tokens: Tensor, count: int = 1) -> Tensor:
-        behind = self.state.count + tokens.shape[1] - self.count  # index behind the last real token
+        behind = self.state[:, 3] + tokens.shape[1] - self.count  # index behind the last real token
         index = behind[:, None] + torch.arange(-count, 0, device=tokens.device)
         return pick(tokens, index)

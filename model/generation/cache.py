@@ -11,7 +11,6 @@ from torch import Tensor
 from model.kv_ring import KVRing
 from model.matches import MatchCache
 from model.segments import Step, Units
-from model.words import WordState
 
 
 @dataclass
@@ -34,8 +33,12 @@ class LevelCache:
     """by layer"""
     xpos_origin: int = 0
     """token at which the scale of xPos is 1"""
-    words: WordState | None = None
-    """how far each row is in its units, if they end at words"""
+    words: Tensor | None = None
+    """if units end at words: how far each row is, on the CPU (b 4), see `WordUnits.state`"""
+    ends_unit: Tensor | None = None
+    """the same, in recorded steps: in which rows a unit ends at the next byte, (b) bool"""
+    unit: Tensor | None = None
+    """and the index of this unit, (b)"""
     recent_states: Tensor | None = None
     """the last bytes' states that its next token may need, (b c-1 d), if it is made of states"""
 
@@ -74,7 +77,7 @@ class Cache:
     merges: dict[int, MergeCache] = field(default_factory=dict)
     """by layer"""
     running: tuple[bool, ...] | None = None
-    """in recorded steps, which levels run at the next byte; else they find out themselves"""
+    """in recorded steps, which levels run at the next byte; in others they find out themselves"""
     logits: dict[int, Tensor] = field(default_factory=dict)
     """each predicting level's part of the logits, (b 1 num_tokens)"""
     recorded: dict = field(default_factory=dict)

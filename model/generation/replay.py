@@ -18,7 +18,6 @@ from model.config import LevelConfig
 from model.generation.cache import Cache, map_tensors, tensor_slots
 from model.segments import FixedStride
 from model.transformer import HierarchicalTransformer
-from model.words import WordEnds
 
 MOST_RECORDINGS = 64  # with strides such as 5, 7 and 9, all levels come round together only after 315 bytes
 
@@ -48,8 +47,8 @@ class StepRecorder:
 
         if cache.position is None:
             make_static(self.model, cache)
-        cache.running = running_levels(self.levels, ids, cache)
-        phase = self.stride_phase(cache.length, cache.running)
+        find_running_levels(self.levels, ids, cache)
+        phase = self.stride_phase(cache)
         if phase not in cache.recorded:  # run it once, so that libraries are loaded and shapes are final
             cache.recorded[phase] = None
             return static_step(self.forward, ids, cache)
@@ -59,12 +58,13 @@ class StepRecorder:
         cache.length += 1
         return logits
 
-    def stride_phase(self, length: int, running: tuple[bool, ...]) -> tuple[int, ...]:
-        """What distinguishes the step after `length` bytes: for each level the chain that it runs in, or -1."""
+    def stride_phase(self, cache: Cache) -> tuple[int, ...]:
+        """What distinguishes the next step from others: for each level the chain that it runs in, or -1."""
+        assert cache.running is not None
         phase = []
-        for level, runs in zip(self.levels, running, strict=True):
-            unit = level.segments.unit(length) if isinstance(level.segments, FixedStride) else 0
-            phase.append(int(unit) % level.chains if runs else -1)
+        for level, runs in zip(self.levels, cache.running, strict=True):
+            unit = cache.length // level.stride
+            phase.append(unit % level.chains if runs else -1)
         return tuple(phase)
 
     def cuda_graph(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
@@ -85,8 +85,7 @@ class StepRecorder:
     def compiled_step(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
         """The next step as compiled code, which later caches of as many rows share."""
         state = [holder[key] for holder, key in tensor_slots(cache)]
-        assert cache.running is not None
-        known = (*self.stride_phase(cache.length, cache.running), len(ids))
+        known = (*self.stride_phase(cache), len(ids))
         if known not in self.compiled:
             self.compiled[known] = self.compile(ids, cache, state)
         compiled = self.compiled[known]
@@ -123,23 +122,29 @@ ONE_ROW_PRODUCTS = {
 }
 
 
-def running_levels(levels: tuple[LevelConfig, ...], ids: Tensor, cache: Cache) -> tuple[bool, ...]:
-    """Which levels have a unit that ends at the next byte of any row, ids (b 1). A recording cannot look at bytes."""
+def find_running_levels(levels: tuple[LevelConfig, ...], ids: Tensor, cache: Cache) -> None:
+    """Find out which levels run at the next byte, ids (b 1), before the step: a recording cannot look at bytes."""
     running = []
-    for i, level in enumerate(levels):
-        if isinstance(level.segments, WordEnds):
-            words = cache.levels[i].words
-            assert words is not None
-            ends_unit, _ = level.segments.step(ids[:, 0].long(), words, cache.length)
-            running.append(bool(ends_unit.any()))
-        else:
+    for level, level_cache in zip(levels, cache.levels.values(), strict=True):
+        if isinstance(level.segments, FixedStride):
             running.append(level.segments.ends_unit(cache.length))
-    return tuple(running)
+            continue
+        assert level_cache.words is not None and level_cache.ends_unit is not None and level_cache.unit is not None
+        units = level.segments.step(ids[:, 0], level_cache.words, cache.length)
+        running.append(any(unit is not None for unit in units))
+        level_cache.ends_unit.copy_(torch.tensor([unit is not None for unit in units]))
+        level_cache.unit.copy_(torch.tensor([unit or 0 for unit in units]))
+    cache.running = tuple(running)
 
 
 def make_static(model: HierarchicalTransformer, cache: Cache) -> None:
-    """Prepare a cache for recorded steps: its position becomes a tensor, and none of its tensors is a view."""
-    cache.position = torch.tensor([cache.length], device=model.to_logits.weight.device)
+    """Prepare a cache for recorded steps: positions become tensors, and none of its tensors is a view."""
+    device = model.to_logits.weight.device
+    cache.position = torch.tensor([cache.length], device=device)
+    for level_cache in cache.levels.values():
+        if level_cache.words is not None:
+            level_cache.ends_unit = torch.zeros(len(level_cache.words), dtype=torch.bool, device=device)
+            level_cache.unit = torch.zeros(len(level_cache.words), dtype=torch.long, device=device)
     for holder, key in tensor_slots(cache):
         holder[key] = holder[key].contiguous()
 
