@@ -76,7 +76,10 @@ class HierarchicalTransformer(nn.Module, HubModel):
 
         self.embedding = ByteEmbedding(config)
         self.levels = TypedModuleList(Level(level, config) for level in levels)
-        self.merges = TypedModuleDict({str(layer): self.build_merge(layer) for layer in self.merge_layers()})
+        merge_layers = self.merge_layers()
+        self.merges = TypedModuleDict(
+            {str(layer): self.build_merge(layer, is_last=layer == merge_layers[-1]) for layer in merge_layers}
+        )
         dim_out = sum(levels[i].dim for i in self.predicting_levels)
         self.to_logits = nn.Linear(dim_out, config.num_tokens, bias=False)
         self.losses = build_losses(config)
@@ -92,10 +95,9 @@ class HierarchicalTransformer(nn.Module, HubModel):
             layers |= {layer - 1 for layer in self.levels[i].layers if layer > 0}
         return sorted(layer for layer in layers if self.config.can_meet_after(layer))
 
-    def build_merge(self, layer: int) -> Merge | LinearMerge:
+    def build_merge(self, layer: int, is_last: bool) -> Merge | LinearMerge:
         """The merge after a layer, of the levels that have tokens by then. The last one is for levels that are read."""
         sources = self.config.begun_after(layer)
-        is_last = layer == self.merge_layers()[-1]
         is_read = [level.predicts or has_losses(level) or not is_last for level in self.config.levels]
         targets = tuple(i for i in self.merge_targets if i in sources and is_read[i])
         return MERGES[self.config.merge_type](self.config.levels, sources, targets)
