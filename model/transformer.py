@@ -96,10 +96,11 @@ class HierarchicalTransformer(nn.Module, HubModel):
         return sorted(layer for layer in layers if self.config.can_meet_after(layer))
 
     def build_merge(self, layer: int, is_last: bool) -> Merge | LinearMerge:
-        """The merge after a layer, of the levels that have tokens by then. The last one is for levels that are read."""
+        """The merge after a layer, of the levels that have tokens by then."""
         sources = self.config.begun_after(layer)
-        is_read = [level.predicts or has_losses(level) or not is_last for level in self.config.levels]
-        targets = tuple(i for i in self.merge_targets if i in sources and is_read[i])
+        targets = tuple(i for i in self.merge_targets if i in sources)
+        if self.config.merge_type == "linear" and is_last:  # no map for levels that nothing reads any more
+            targets = tuple(i for i in targets if i in self.levels_with_readers())
         return MERGES[self.config.merge_type](self.config.levels, sources, targets)
 
     def levels_with_readers(self) -> list[int]:

@@ -98,7 +98,7 @@ def test_a_page_about_such_a_file_does_no_harm(hostile, run, tmp_path):
         (train, ["--config", EVIL]),
         (train, ["--train.seed", EVIL]),
         (train, ["--wandb.mode", EVIL]),
-        (train, ["--data.name=files", f"--data.path={EVIL}", "--run_dir=nowhere"]),
+        (train, ["--data.name=files", f"--data.path={EVIL}", "--run_dir=nowhere", "--wandb.mode=disabled"]),
         (generate, [EVIL, "--prompt", "a"]),
         (generate, ["run", EVIL, EVIL]),
         (generate, ["run", "--prompt", "a", "--stop", "\u202e\x9b"]),

@@ -46,15 +46,26 @@ SIZES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
 }
 CONTENDERS = list(dict.fromkeys(contender for contender, _ in SIZES))
 
+# Words between two layers of the bytes, the last of them with attention over 128 bytes.
+WORDS: dict[str, Any] = {
+    "hierarchies": (1, 7),
+    "boundaries": "words",
+    "compress_from": "states",
+    "compress_type": "last",
+    "merge_type": "linear",
+    "window_sizes": (128, 256),
+    "attn_depth": (1, None),
+}
+
 # What `benchmarks.quality.frontier` races: our own models, by contender and size, with their arguments in addition to
-# those of SHARED. Three sizes of each contender, the preset among them.
+# those of SHARED. Three sizes of each contender. Within minutes small ones win (benchmarks/LOG.md).
 FRONTIER_SIZES: dict[tuple[str, str], dict[str, Any]] = {
-    ("flat", "96 × 4"): FLAT | {"dim": 96},
+    ("flat", "128 × 2"): FLAT | {"depth": 2, "attn_depth": 1},
+    ("flat", "128 × 3"): FLAT | {"depth": 3, "attn_depth": 1},
     ("flat", "128 × 4"): FLAT,
-    ("flat", "192 × 4"): FLAT | {"dim": 192, "heads": 3},
-    ("hierarchical", "96 × 2, 3"): HIERARCHICAL | {"dim": 96},
-    ("hierarchical", "128 × 2, 3"): HIERARCHICAL,
-    ("hierarchical", "192 × 2, 3"): HIERARCHICAL | {"dim": 192, "heads": 3},
+    ("hierarchical", "128 × 2, 1"): FLAT | WORDS | {"depth": ((0, 2), (1,)), "merge_layers": (1,)},
+    ("hierarchical", "128 × 2, 2"): FLAT | WORDS | {"depth": ((0, 3), (1, 2)), "merge_layers": (2,)},
+    ("hierarchical", "128 × 2, 4"): FLAT | WORDS | {"depth": ((0, 5), (1, 2, 3, 4)), "merge_layers": (4,)},
 }
 
 # What replaces a model's arguments with --quick.
@@ -66,6 +77,7 @@ MINIATURE: dict[str, Any] = {
     "dim_head": 8,
     "seq_len": 32,
     "window_sizes": 2,
+    "merge_layers": 0,
 }
 
 

@@ -115,15 +115,22 @@ def test_a_model_with_broken_weights_is_told(broken):
 @given(config=model_configs(), extra=st.integers(0, 60), data=st.data())
 def test_no_logit_depends_on_bytes_out_of_reach(config, extra, data):
     model = build(config)
-    whole = random_ids(config, reach(model.config) + extra + 30)
+    levels = model.config.levels
+    common = lcm(*(level.compression for level in levels), *(level.segments.period for level in levels))
+    whole = random_ids(config, reach(model.config) + common + extra)
     end = within_reach(whole, model.config)
     before = len(whole) - len(end)
     changed = torch.cat((random_ids(config, before), end))
     with torch.no_grad():
         expected, logits, of_end = (model(ids[None])[:, -1] for ids in (whole, changed, end))
-    assert torch.equal(logits, expected)
+    if (
+        "words" in config["boundaries"]
+    ):  # other bytes make another number of units, so positions are rounded differently
+        torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+    else:
+        assert torch.equal(logits, expected)
     torch.testing.assert_close(of_end, expected, atol=1e-4, rtol=1e-4)
-    assert before >= 30 - lcm(*model.config.per_level("hierarchies"))
+    assert before >= extra
 
 
 def test_a_long_prompt_is_read_from_its_end_but_penalised_as_a_whole():
