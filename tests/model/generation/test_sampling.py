@@ -123,9 +123,7 @@ def test_no_logit_depends_on_bytes_out_of_reach(config, extra, data):
     changed = torch.cat((random_ids(config, before), end))
     with torch.no_grad():
         expected, logits, of_end = (model(ids[None])[:, -1] for ids in (whole, changed, end))
-    if (
-        "words" in config["boundaries"]
-    ):  # other bytes make another number of units, so positions are rounded differently
+    if "words" in config["boundaries"]:  # other bytes, another number of units, so positions differ by rounding
         torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
     else:
         assert torch.equal(logits, expected)
