@@ -10,7 +10,7 @@ A case is a command line of train.py, evaluate.py, generate.py or plot.py, and t
 It runs in a process of its own, as `python PROGRAM.py` does. Runs that would train for long are not started.
 
 What must hold: exit code 0, or 2 with only lines that begin with `error:` on stderr (warnings aside), or 1 with one
-such line; no traceback; no control or invisible characters in the output; an end within 30 seconds and 3 GiB of memory.
+such line; no traceback; no control or invisible characters in the output; an end within 30 seconds and 1 GiB of memory.
 """
 
 import copy
@@ -36,7 +36,7 @@ import yaml
 from tests.conftest import ROOT, TEXT, TINY
 from tests.stress.programs import is_warning, tiny_config
 from tests.stress.report import Fault, Report, case_numbers, fuzzing_parser
-from tests.stress.worker import Worker
+from tests.stress.worker import MAX_MEMORY, Worker
 from utils.files import sha256
 
 SECONDS = 30
@@ -481,6 +481,8 @@ def run_case(case: Case, worker: Worker) -> str:
     if answer.traceback is not None:
         raise Fault(answer.traceback)
     try:
+        if answer.peak_bytes > MAX_MEMORY:
+            raise Fault(f"{answer.peak_bytes >> 20} MiB of memory")
         return check(answer.result)
     except (Fault, UnicodeDecodeError) as problem:
         result = answer.result

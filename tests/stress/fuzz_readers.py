@@ -39,10 +39,9 @@ import numpy as np
 import zstandard
 
 from tests.stress.report import Fault, Report, case_numbers, fuzzing_parser
-from tests.stress.worker import Worker
+from tests.stress.worker import MAX_MEMORY, Worker
 from utils.files import sha256
 
-MAX_MEMORY = 1 << 30
 SECONDS = 60
 NAMES = ["data[1]", "[a-z]", "*", "?", "**", " ", "a b", "line\nbreak", "\x1b[31mred", "-rf", "#1", "~", "&a"]
 NAMES += ["ü€𝄞", "x" * 200, "\udcff\udcfe", "\u202egnp", "{a,b}", "$HOME", "%s", "'", '"', "null", "Thumbs.db"]

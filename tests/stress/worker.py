@@ -15,6 +15,7 @@ import psutil
 
 from tests.stress.report import Fault
 
+MAX_MEMORY = 1 << 30  # that a case may take, in bytes
 SPARE_BYTES = 3 << 30  # of address space, on top of what the libraries take
 
 
