@@ -117,7 +117,7 @@ def smooth(values: np.ndarray) -> np.ndarray:
 def loss_range(curves: list[Curve]) -> tuple[float, float]:
     """The range of bits per byte to show: everything after the first steps, up to the 8 of an untrained model."""
     begin = 0.05 * max(x.max() for x, _ in curves)
-    later = [y[x >= min(begin, x.max() / 2)] for x, y in curves]  # at least the second half of a short run
+    later = [y[x >= min(begin, (x.min() + x.max()) / 2)] for x, y in curves]  # at least the second half of a short run
     low, high = min(np.quantile(y, 0.002) for y in later), max(np.quantile(y, 0.998) for y in later)
     high = max(min(high, 8.0), low + 0.05)
     return low - 0.05 * (high - low), high + 0.05 * (high - low)

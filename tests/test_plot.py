@@ -199,3 +199,9 @@ def test_an_input_that_cannot_be_drawn_gives_one_line(tmp_path, capsys, argument
     assert not out and error.startswith("error: ") and error.count("\n") == 1
     assert all(word in error for word in words), error
     assert not list(tmp_path.rglob("*.png")) and not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("steps", [[-1.0], [-3.0, -1.0], [0.0], [5.0], [0.0, 1.0, 2.0]])
+def test_a_range_is_found_for_any_steps(steps):
+    low, high = loss_range([(np.array(steps), np.full(len(steps), 2.0))])
+    assert low < 2.0 < high
