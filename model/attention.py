@@ -45,7 +45,8 @@ class Attention(nn.Module):
         q, k = rotate(qk, cos_sin).split((self.heads, self.kv_heads), dim=1)
 
         if cache is not None and isinstance(units, Step):
-            keys, values, mask = cache.rings[units.chain].update(k, v, units)
+            ring = cache.rings[units.chain]
+            keys, values, mask = ring.update(k, v, units)
             out = self.attend(q, keys, values, mask)
         else:
             out = self.attend_within_chains(q, k, v)

@@ -31,21 +31,15 @@ class Block(nn.Module):
         """`cos_sin` is the rotary table of the tokens x, which attention needs; a cache needs their units."""
         if self.attn is not None:
             assert cos_sin is not None
-            shifted = self.shift(x, cache, units, "attention_shift")
+            shifted, last = token_shift(x, self.chains, None if cache is None else cache.attention_shift, units)
+            if cache is not None:
+                cache.attention_shift = last
             x = x + self.dropout(self.attn(shifted, cos_sin, cache, units))
 
-        shifted = self.shift(x, cache, units, "feedforward_shift")
+        shifted, last = token_shift(x, self.chains, None if cache is None else cache.feedforward_shift, units)
+        if cache is not None:
+            cache.feedforward_shift = last
         return x + self.dropout(self.ff(shifted))
-
-    def shift(self, x: Tensor, cache: BlockCache | None, units: Units | None, name: str) -> Tensor:
-        """Token shift after the tokens in the cache, if there is one, where it keeps the last ones under this name."""
-        if cache is None:
-            return token_shift(x, self.chains)[0]
-        assert units is not None
-        kept = getattr(cache, name)
-        shifted, halves = token_shift(x, self.chains, None if kept is None else units.take(kept))
-        setattr(cache, name, units.put(kept, units.last(halves, self.chains)))
-        return shifted
 
 
 class FeedForward(nn.Module):
@@ -62,15 +56,20 @@ class FeedForward(nn.Module):
         return self.to_out(F.gelu(hidden))
 
 
-def token_shift(x: Tensor, chains: int, past: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def token_shift(
+    x: Tensor, chains: int, past: Tensor | None = None, units: Units | None = None
+) -> tuple[Tensor, Tensor]:
     """Take half of each token's channels from the token before it in the same chain (RWKV, arXiv 2305.13048).
 
     Args:
         x: (b n d).
         past: the second halves of the `chains` tokens before x, (b chains d/2); None before the first token.
+        units: those of x, if not every row has a token for each of them.
 
-    Returns the shifted tokens (b n d), and all second halves, those of the past first (b chains+n d/2).
+    Returns the shifted tokens (b n d), and the past of the next call.
     """
     own, shifted = x.chunk(2, dim=-1)
-    halves = prepend_history(shifted, chains, past)
-    return torch.cat((own, halves[:, : x.shape[1]]), dim=-1), halves
+    before = past if past is None or units is None else units.take(past)
+    halves = prepend_history(shifted, chains, before)
+    last = halves[:, halves.shape[1] - chains :] if units is None else units.put(past, units.last(halves, chains))
+    return torch.cat((own, halves[:, : x.shape[1]]), dim=-1), last

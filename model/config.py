@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import cached_property
-from math import ceil
+from math import ceil, lcm
 from typing import Any
 
 from model.attend import BACKENDS
@@ -118,6 +118,16 @@ class LevelConfig:
         tokens 0, 2, 4 … and the tokens 1, 3, 5 …, within each of which tokens do not overlap.
         """
         return self.compression // self.stride
+
+    @property
+    def period(self) -> int:
+        """Units and chains from a multiple of this byte on do not depend on the bytes before it."""
+        return lcm(self.compression, self.segments.period)
+
+    @property
+    def longest_token(self) -> int:
+        """Bytes that a token is made of, or that its unit has, at most."""
+        return max(self.compression, self.segments.longest)
 
     def tokens_in_chain(self, n: int) -> int:
         """Tokens of the longest chain in n bytes."""
@@ -271,10 +281,10 @@ class ModelConfig:
         divides = all(c % s == 0 for c, s in zip(compressions, strides, strict=True))
         require(self.to_dict(), hierarchical_stride=(divides, f"divisors of the compressions, {list(compressions)}"))
         boundaries = self.per_level("boundaries")
-        follows_text = zip(compressions, strides, boundaries, strict=True)
-        own_stride = all(s == c for c, s, where in follows_text if where == "words")
-        compressions_of_words = "null, or the compression itself for levels with boundaries = words"
-        require(self.to_dict(), hierarchical_stride=(own_stride, compressions_of_words))
+        levels = zip(compressions, strides, boundaries, strict=True)
+        fits_words = all(s == c for c, s, where in levels if where == "words")
+        allowed = "null, or the compression itself for levels with boundaries = words"
+        require(self.to_dict(), hierarchical_stride=(fits_words, allowed))
         predicts_each_byte = any(level.stride == 1 for level in self.levels if level.predicts)
         strides_from = "hierarchies" if self.hierarchical_stride is None else "hierarchical_stride"
 
@@ -288,9 +298,14 @@ class ModelConfig:
         has_states = 1 in compressions or "states" not in self.per_level("compress_from")
         unread_after = max((level.layers[-1] for level in self.levels if not level.predicts), default=0)
         can_meet = [layer for layer in range(self.num_layers) if self.can_meet_after(layer)]
-        chosen = self.merge_layers
-        meets = chosen is None or not can_meet or unread_after <= max(chosen, default=-1)
-        exists = not chosen or set(chosen) <= set(can_meet)
+        if can_meet:
+            chosen = can_meet if self.merge_layers is None else self.merge_layers
+            merges_fit = set(chosen) <= set(can_meet) and max(chosen, default=-1) >= unread_after
+            layers = f"layers {can_meet[0]} to {can_meet[-1]}"
+            merges = f"null, or {layers}, the last of them not before layer {unread_after}"
+        else:
+            merges_fit = not self.merge_layers
+            merges = "null or [], as there is a single level"
 
         windows = zip(self.per_level("window_sizes"), compressions, strict=True)
         window_fits = all(window is None or window <= self.seq_len // c for window, c in windows)
@@ -304,12 +319,7 @@ class ModelConfig:
             kv_heads=(shared_evenly, f"divisors of heads = {self.heads}"),
             attn_depth=(attention_fits, f"null, or 1 to {', '.join(map(str, depths))}"),
             compress_from=(has_states, "embeddings, as there is no level 1 whose states could be read"),
-            merge_layers=(
-                meets and exists,
-                f"null, or layers {can_meet[0]} to {can_meet[-1]}, the last of them not before layer {unread_after}"
-                if can_meet
-                else "null or [], as there is a single level",
-            ),
+            merge_layers=(merges_fit, merges),
             window_sizes=(window_fits, f"null, or 0 to seq_len / compression = {most}"),
             attention=(
                 wide_enough,

@@ -14,6 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from model.ngrams import FACTOR, MIX, ngram_hashes
+from model.words import is_letter
 
 INVERSE = pow(FACTOR, -1, 1 << 64) - (1 << 64)  # FACTOR · INVERSE = 1 in 64-bit integers, which wrap around
 
@@ -218,8 +219,8 @@ class MatchModel(nn.Module):
     def extend_equal_bytes(self, cache: MatchCache, ids: Tensor) -> None:
         """Count up to one more byte of each row (b 1): one more than before it where the byte is equal, else 0.
 
-        Slots are a ring, so the count for the oldest byte continues that of the latest one. That does no harm: contexts
-        which end at the oldest byte are out of reach.
+        Slots are a ring, so the count for the oldest byte continues that of the latest one. That does no harm, because
+        no context that ends at the oldest byte is within reach.
         """
         before = torch.cat((cache.equal_bytes[:, -1:], cache.equal_bytes[:, :-1]), dim=1)
         is_equal = cache.ids == ids.to(self.id_dtype)
@@ -312,10 +313,10 @@ def read_words(ids: Tensor, count: int) -> Words:
     to the gap before the word, and multiply by FACTOR^(p+1) at place p: a word then has the same hash wherever it is.
     """
     letter = letters(ids)
-    is_letter = letter > 0
+    in_word = letter > 0
     place = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    latest_gap = torch.where(is_letter, -1, place).cummax(dim=1).values
-    latest_letter = torch.where(is_letter, place, -1).cummax(dim=1).values
+    latest_gap = torch.where(in_word, -1, place).cummax(dim=1).values
+    latest_letter = torch.where(in_word, place, -1).cummax(dim=1).values
 
     # The word so far. powers[p] is FACTOR^(p + 1).
     powers = torch.full_like(place, FACTOR).cumprod(dim=1)
@@ -337,5 +338,4 @@ def read_words(ids: Tensor, count: int) -> Words:
 def letters(ids: Tensor) -> Tensor:
     """The bytes of words, in lower case, and 0 for gaps, of ids (b n)."""
     lower = torch.where((ids >= ord("A")) & (ids <= ord("Z")), ids + 32, ids)
-    is_letter = (lower >= ord("a")) & (lower <= ord("z")) | (lower >= 128)
-    return lower * is_letter
+    return lower * is_letter(ids)

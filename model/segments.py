@@ -39,7 +39,7 @@ class Units(Protocol):
 
     @property
     def real(self) -> Tensor | None:
-        """Which units are real, (b k) bool; None if all are. Those that are not come last, and nothing reads them."""
+        """Which units exist, (b k) bool; None if all do. A row with fewer units is filled up behind its last one."""
 
     def down(self, x: Tensor) -> Tensor:
         """Bytes to units: features (b n …) at the last byte of each unit, (b k …)."""
@@ -53,26 +53,28 @@ class Units(Protocol):
     def up(self, units: Tensor) -> Tensor:
         """Units to bytes: (b k d) -> (b n d). Each byte reads the latest unit that has ended."""
 
-    def ends(self) -> Tensor:
-        """The last byte of each unit: (b k), or (1 k) if it is the same in all rows."""
-
-    def latest_at(self, byte: Tensor) -> Tensor:
-        """Index of the latest unit that has ended at each of some bytes: (b j) -> (b j)."""
-
     def last(self, tokens: Tensor, count: int = 1) -> Tensor:
         """The last `count` real tokens of each row: (b any+k d) -> (b count d)."""
 
     def take(self, values: Tensor) -> Tensor:
-        """Of values of all rows (b …), those of the rows in which the level runs."""
+        """Keep the rows in which the level runs: (b …) -> (m …)."""
 
     def put(self, old: Tensor | None, new: Tensor) -> Tensor:
-        """Values of all rows: the new ones where the level runs, the old ones elsewhere."""
+        """Fill these rows in again: the new values (m …) where the level runs, the old ones (b …) elsewhere."""
 
 
-class AllRows:
-    """What units have in common if a level runs in all rows of a batch."""
+class TextUnits:
+    """What the units of a whole text have in common: the level runs, in all rows of a batch."""
 
     runs = True
+
+    def ends(self) -> Tensor:
+        """The last byte of each unit: (b k), or (1 k) if it is the same in all rows."""
+        raise NotImplementedError
+
+    def latest_at(self, byte: Tensor) -> Tensor:
+        """Index of the latest unit that has ended at each of some bytes: (b j) -> (b j)."""
+        raise NotImplementedError
 
     def take(self, values: Tensor) -> Tensor:
         return values
@@ -82,13 +84,23 @@ class AllRows:
 
 
 @dataclass(frozen=True)
-class FixedStride:
+class Rule:
+    """Where the units of a level end."""
+
+    stride: int
+    """bytes between two ends, on average at least"""
+
+    def count(self, n: int) -> int:
+        """Units in n bytes, at most."""
+        return ceil(n / self.stride)
+
+
+@dataclass(frozen=True)
+class FixedStride(Rule):
     """Units that end at every `stride`-th byte: unit k ends at byte k · stride, the same in each row of a batch.
 
     The first unit ends at byte 0, so that every byte has a unit to read.
     """
-
-    stride: int
 
     @property
     def period(self) -> int:
@@ -99,10 +111,6 @@ class FixedStride:
     def longest(self) -> int:
         """Bytes of the longest unit."""
         return self.stride
-
-    def count(self, n: int) -> int:
-        """Number of units in n bytes."""
-        return ceil(n / self.stride)
 
     def cut(self, ids: Tensor) -> "StrideUnits":
         """The units of ids (b n)."""
@@ -118,7 +126,7 @@ class FixedStride:
 
 
 @dataclass(frozen=True)
-class StrideUnits(AllRows):
+class StrideUnits(TextUnits):
     """The units of `FixedStride` in n bytes: slices and repetitions, with no index in memory."""
 
     stride: int
@@ -171,7 +179,7 @@ class Step:
     rows: Tensor | None = None
     """the rows that are due (m), or None for all"""
     mask: Tensor | None = None
-    """which rows are due (b) bool, if all are computed"""
+    """in which rows to keep the results, if all rows are computed: (b) bool"""
 
     n = 1
     count = 1
@@ -185,12 +193,6 @@ class Step:
 
     def up(self, units: Tensor) -> Tensor:
         return units
-
-    def ends(self) -> Tensor:
-        return torch.zeros(1, 1, dtype=torch.long)
-
-    def latest_at(self, byte: Tensor) -> Tensor:
-        return byte
 
     def last(self, tokens: Tensor, count: int = 1) -> Tensor:
         return tokens[:, tokens.shape[1] - count :]
@@ -212,8 +214,9 @@ def align(tokens: Tensor, source: Units, target: Units) -> Tensor:
     Equals `target.down(source.up(tokens))`, without going through all n bytes. In a step of generation there is a
     single token, the latest, and it comes back as it is.
     """
-    if isinstance(source, Step) or source == target:
+    if not isinstance(source, TextUnits) or source == target:
         return tokens
+    assert isinstance(target, TextUnits)
     if isinstance(source, StrideUnits) and isinstance(target, StrideUnits):
         if source.stride % target.stride == 0:
             repeated = repeat(tokens, "b k d -> b (k r) d", r=source.stride // target.stride)

@@ -176,10 +176,13 @@ class HierarchicalTransformer(nn.Module, HubModel):
 
     def cut(self, ids: Tensor, cache: Cache | None = None) -> LevelUnits:
         """The units of ids (b n) by level; those of the next byte, if the cache has read others before."""
-        if cache is None:
-            return {i: level.segments.cut(ids) for i, level in enumerate(self.levels)}
-        level_caches = [cache.levels.setdefault(i, LevelCache()) for i in range(len(self.levels))]
-        return {i: self.levels[i].cut(i, ids, cache, level_cache) for i, level_cache in enumerate(level_caches)}
+        units: LevelUnits = {}
+        for i, level in enumerate(self.levels):
+            if cache is None:
+                units[i] = level.segments.cut(ids)
+            else:
+                units[i] = level.cut(ids, cache, cache.levels.setdefault(i, LevelCache()))
+        return units
 
     def run_levels(self, x: Tensor, units: LevelUnits, cache: Cache | None = None) -> Tokens:
         """Outputs (b k d) of the levels that have a unit ending in the last n bytes, by level.
@@ -269,12 +272,8 @@ class Level(nn.Module):
             {str(layer): Block(level, config, attends=layer in level.attention_layers) for layer in level.layers}
         )
 
-    def cut(self, i: int, ids: Tensor, cache: Cache, level_cache: LevelCache) -> Units:
-        """The units of ids (b n) after those in the cache, if it has any.
-
-        Args:
-            i: the number of this level.
-        """
+    def cut(self, ids: Tensor, cache: Cache, level_cache: LevelCache) -> Units:
+        """The units of ids (b n) after those in the cache, if it has any."""
         if cache.is_empty:
             units = self.segments.cut(ids)
             if isinstance(units, WordUnits):
@@ -282,10 +281,9 @@ class Level(nn.Module):
             return units
 
         if isinstance(self.segments, WordEnds):
-            if cache.running is not None:  # a single row is due whenever the level runs
-                assert level_cache.unit is not None
-                mask = level_cache.ends_unit if len(ids) > 1 else None
-                return Step(cache.running[i], index=level_cache.unit, mask=mask)
+            if level_cache.unit is not None:  # a recorded step
+                mask = level_cache.ends_unit if len(ids) > 1 else None  # a single row is due whenever the level runs
+                return Step(level_cache.runs, index=level_cache.unit, mask=mask)
             assert level_cache.words is not None
             return step_of_rows(self.segments.step(ids[:, 0], level_cache.words, cache.length), ids.device)
 

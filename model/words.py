@@ -1,65 +1,53 @@
 """Units that end at words: a level that follows the text (SpaceByte, arXiv 2404.14408)."""
 
 from dataclasses import dataclass
-from math import ceil
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.segments import AllRows, pick
+from model.segments import Rule, TextUnits, pick
 
 PERIOD = 64  # units after which the count of those that may end begins anew
-LONGEST = 2  # times the compression: after so many bytes within a word, or between two, a unit ends as well
+LONGEST = 2  # strides after which a unit ends within a word, or between two, as well
 
 
 @dataclass(frozen=True)
-class WordEnds:
-    """Units that end at the first byte after a word, and not more of them than a stride of `compression` bytes has.
+class WordEnds(Rule):
+    """Units that end at the first byte after a word, and not more of them than `FixedStride` of this stride has.
 
     Words are runs of letters, digits and bytes from 128 up. The byte after a word is the first one that knows that the
-    word is over. With a compression of 6, most units are one word; with 24, several words.
+    word is over. With a stride of 6, most units are one word; with 24, several words.
 
     The simple version, for byte t at place p = t mod period, goes from byte to byte:
 
         is_candidate = p is 0, or a word has just ended, or did some multiple of `too_long` bytes ago
-        ends a unit  = is_candidate, and at most ⌊p / compression⌋ units have ended earlier in this period
+        ends a unit  = is_candidate, and at most ⌊p / stride⌋ units have ended earlier in this period
 
     The third kind of candidate keeps what the bytes read from growing too old. The bound makes the number of units that
     n bytes can have the same as for a stride, so that shapes are fixed and the cost is known. All of it depends on the
     bytes up to t alone, and on none before the period.
     """
 
-    compression: int
-
-    @property
-    def stride(self) -> int:
-        """The stride that has as many units, at most."""
-        return self.compression
-
     @property
     def period(self) -> int:
         """Units from a multiple of this byte on do not depend on the bytes before it."""
-        return PERIOD * self.compression
+        return PERIOD * self.stride
 
     @property
     def too_long(self) -> int:
         """Bytes after which a unit may end without a word."""
-        return LONGEST * self.compression
+        return LONGEST * self.stride
 
     @property
     def longest(self) -> int:
         """Bytes of the longest unit: those until one more may end, and those until the next candidate."""
-        return self.compression + self.too_long
-
-    def count(self, n: int) -> int:
-        """Units in n bytes, at most."""
-        return ceil(n / self.compression)
+        return self.stride + self.too_long
 
     def cut(self, ids: Tensor) -> "WordUnits":
         """The units of ids (b n).
 
-        The bound without a loop: with C(p) candidates up to place p of a period, of which A(p) = 1 + ⌊p / compression⌋
+        The bound without a loop: with C(p) candidates up to place p of a period, of which A(p) = 1 + ⌊p / stride⌋
         may count, min(C(p), min over q ≤ p of A(q) + C(p) - C(q)) do, for a candidate that does not count is lost.
         """
         n = ids.shape[1]
@@ -75,7 +63,7 @@ class WordEnds:
         # -- those that count
         padded = F.pad(is_candidate, (0, -n % self.period))
         candidates = padded.unflatten(1, (-1, self.period)).cumsum(dim=-1)
-        allowed = 1 + torch.arange(self.period, device=ids.device) // self.compression
+        allowed = 1 + torch.arange(self.period, device=ids.device) // self.stride
         in_period = candidates + (allowed - candidates).cummin(dim=-1).values.clamp(max=0)
         ends_unit = in_period.diff(dim=-1, prepend=torch.zeros_like(in_period[..., :1])) > 0
         in_period, ends_unit = (t.flatten(1)[:, :n] for t in (in_period, ends_unit))
@@ -107,7 +95,7 @@ class WordEnds:
             word_has_ended = was_in_word and not in_word
             since = 0 if word_has_ended or place == 0 else since + 1
             in_period = 0 if place == 0 else in_period
-            ends_unit = since % self.too_long == 0 and in_period <= place // self.compression
+            ends_unit = since % self.too_long == 0 and in_period <= place // self.stride
             indices.append(count if ends_unit else None)
             rows.append((since, in_word, in_period + ends_unit, count + ends_unit))
         state.copy_(torch.tensor(rows))
@@ -115,15 +103,18 @@ class WordEnds:
 
 
 def is_word(ids: Tensor) -> Tensor:
-    """Whether each byte is a letter or a digit of ASCII, or from 128 up, as in other letters of UTF-8."""
+    """Whether each byte is a letter or a digit."""
+    return is_letter(ids) | (ids >= ord("0")) & (ids <= ord("9"))
+
+
+def is_letter(ids: Tensor) -> Tensor:
+    """Whether each byte is a letter of ASCII, or from 128 up, as those of other letters in UTF-8 are."""
     lower = ids | 32  # letters in lower case; nothing else becomes a letter
-    is_letter = (lower >= ord("a")) & (lower <= ord("z"))
-    is_digit = (ids >= ord("0")) & (ids <= ord("9"))
-    return is_letter | is_digit | (ids >= 128)
+    return (lower >= ord("a")) & (lower <= ord("z")) | (ids >= 128)
 
 
 @dataclass(frozen=True, eq=False)
-class WordUnits(AllRows):
+class WordUnits(TextUnits):
     """The units of `WordEnds` in n bytes, which differ from row to row."""
 
     end_of_unit: Tensor

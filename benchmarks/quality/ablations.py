@@ -22,6 +22,7 @@ from benchmarks.quality.race_setup import (
     Names,
     Race,
     check_known,
+    mean_and_spread,
     race_parser,
     read_race_options,
     score_or_infinity,
@@ -177,7 +178,6 @@ def table_row(name: str, result: dict[str, Any], base: dict[str, Any]) -> dict[s
     """A row of the table. Differences are means over seeds, ± half the distance from the best to the worst."""
     scores = [score_or_infinity(bits) for bits in result["validation_bits_per_byte"]]
     above_base = differences(result, base)
-    half_range = (max(above_base) - min(above_base)) / 2
     return {
         "change": name,
         "parameters": f"{result['parameters']:,}",
@@ -185,7 +185,7 @@ def table_row(name: str, result: dict[str, Any], base: dict[str, Any]) -> dict[s
         "bytes/s": f"{result['bytes_per_second']:,.0f}",
         "learning rate": f"{result['learning_rate']:g}",
         "bits/byte": f"{mean(scores):.4f}",
-        "difference to base": f"{mean(above_base):+.4f} ± {half_range:.4f}",
+        "difference to base": mean_and_spread(above_base, "+.4f"),
     }
 
 

@@ -28,11 +28,14 @@ from model.generation.sampling import Sampling
 from utils.errors import UserError
 from utils.files import write_text
 
-ROWS = 16  # of the batch that is timed
-LENGTH = 64  # bytes of each row in a timed call
+ROWS = 16  # rows that generate at once in the timed batch
+LENGTH = 64  # bytes that each row goes on by in a timed call
 
 # What is timed: generation of one row, with compiled steps too, and of a batch; and reading the long prompt.
-ONE_ROW, COMPILED, BATCH, READ = "1 row", "1 row, compiled", f"{ROWS} rows", "prompt"
+ONE_ROW = "1 row"
+COMPILED = "1 row, compiled"
+BATCH = f"{ROWS} rows"
+READ = "prompt"
 
 # generated_bytes_per_second (by ONE_ROW, COMPILED and BATCH), state_bytes (by context) and prompt_seconds
 Cost = dict[str, Any]

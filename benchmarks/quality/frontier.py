@@ -28,16 +28,15 @@ costs, and as the last line a JSON object. The folder holds the speeds (speeds.j
 """
 
 import json
-from statistics import mean
 from typing import Any
 
 from jsonargparse.typing import PositiveFloat
 
 from benchmarks.quality.cost_of_use import BATCH, COMPILED, ONE_ROW, Cost, bytes_needed, costs_of_use
 from benchmarks.quality.entries import FRONTIER_SIZES, SHARED, make_entry
-from benchmarks.quality.frontier_plot import plot
-from benchmarks.quality.race_setup import Names, Race, full_name, race_parser, read_race_options, score_or_infinity
-from benchmarks.quality.search import find_best
+from benchmarks.quality.frontier_plot import plot, scores_of
+from benchmarks.quality.race_setup import Names, Race, full_name, mean_and_spread, race_parser, read_race_options
+from benchmarks.quality.search import find_best, train_best
 from benchmarks.quality.trials import Entry
 from benchmarks.tables import format_table
 from training.command_line import user_errors
@@ -46,7 +45,7 @@ from utils.terminal import run_program
 
 MINUTES = [10.0, 30.0, 120.0]
 RATES = [4e-3, 8e-3, 1.6e-2]  # the first learning rates to try
-SWEEP_SHARE = 1 / 8  # of a training time, for each size and learning rate
+SWEEP_SHARE = 1 / 8  # how much of the training time each size and learning rate gets in the search
 CONTEXTS = (8192, 65536)  # bytes after which the state is measured; generation is timed after the first one
 QUICK_CONTEXTS = (128, 1024)  # the same with --quick
 
@@ -119,8 +118,8 @@ def check_corpus(race: Race, minutes: float, prompt_bytes: int) -> None:
             short.
     """
     corpus = race.corpus
-    fastest = max(race.entries, key=lambda names: race.steps_in(names, minutes))
-    bytes_to_train = race.steps_in(fastest, minutes) * race.options.tokens_per_step
+    fastest = max(race.entries, key=lambda names: race.bytes_in(names, minutes))
+    bytes_to_train = race.bytes_in(fastest, minutes)
     if bytes_to_train > corpus.sizes["train"]:
         raise UserError(
             f"minutes: {full_name(fastest)} would train on {bytes_to_train:,} bytes in {minutes:g} minutes, and no "
@@ -136,16 +135,12 @@ def check_corpus(race: Race, minutes: float, prompt_bytes: int) -> None:
 def train_winners(race: Race, rates: list[float], minutes: float, seeds: list[int]) -> dict[str, Result]:
     """The best size and learning rate of each contender, trained for some minutes with several seeds."""
     best = find_best(race, rates, seeds[0], SWEEP_SHARE * minutes, widen=not race.options.quick)
-    planned = {}
-    for contender, (size, rate) in best.items():
-        for seed in seeds:
-            planned[contender, seed] = race.plan_trial((contender, size), rate, seed, minutes, final=True)
-    runs = race.run_trials(planned)
+    runs = train_best(race, best, minutes, seeds)
 
     results = {}
     for contender, (size, rate) in best.items():
         speed = race.speeds[contender, size]
-        bytes_to_train = race.steps_in((contender, size), minutes) * race.options.tokens_per_step
+        bytes_to_train = race.bytes_in((contender, size), minutes)
         results[contender] = {
             "size": size,
             "parameters": speed["parameters"],
@@ -154,16 +149,15 @@ def train_winners(race: Race, rates: list[float], minutes: float, seeds: list[in
             "learning_rate": rate,
             "bytes": bytes_to_train,
             "share_of_text": bytes_to_train / race.corpus.sizes["train"],
-            "test_bits_per_byte": [runs[contender, seed]["test"] for seed in seeds],
-            "validation_bits_per_byte": [runs[contender, seed]["validation"] for seed in seeds],
+            "test_bits_per_byte": [run["test"] for run in runs[contender]],
+            "validation_bits_per_byte": [run["validation"] for run in runs[contender]],
         }
     return results
 
 
 def table_row(contender: str, result: Result) -> dict[str, str]:
-    """A row of a training time. A score is the mean over seeds, ± half the distance from the best to the worst."""
-    scores = [score_or_infinity(bits) for bits in result["test_bits_per_byte"]]
-    half_range = (max(scores) - min(scores)) / 2
+    """A row of a training time. A score is the mean over seeds, with their spread."""
+    scores = scores_of(result)
     return {
         "contender": f"{contender}, {result['size']}",
         "parameters": f"{result['parameters']:,}",
@@ -172,17 +166,17 @@ def table_row(contender: str, result: Result) -> dict[str, str]:
         "bytes trained on": f"{result['bytes']:,}",
         "share of the text": f"{result['share_of_text']:.1%}",
         "learning rate": f"{result['learning_rate']:g}",
-        "test bits/byte": f"{mean(scores):.4f} ± {half_range:.4f}" if len(scores) > 1 else f"{scores[0]:.4f}",
+        "test bits/byte": mean_and_spread(scores) if len(scores) > 1 else f"{scores[0]:.4f}",
     }
 
 
 def cost_row(name: str, cost: Cost) -> dict[str, str]:
     """A row of the costs: bytes/s of generation, bytes of state, and the time to read the long prompt."""
-    speeds, states = cost["generated_bytes_per_second"], cost["state_bytes"]
     row = {"contender": name}
+    speeds = cost["generated_bytes_per_second"]
     for kind in (ONE_ROW, COMPILED, BATCH):
         row[f"bytes/s, {kind}"] = f"{speeds[kind]:,.0f}" if kind in speeds else ""
-    for length, size in states.items():
+    for length, size in cost["state_bytes"].items():
         row[f"bytes of state after {int(length):,}"] = f"{size:,}"
     row["seconds to read these"] = f"{cost['prompt_seconds']:.2f}"
     return row

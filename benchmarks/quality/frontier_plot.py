@@ -38,7 +38,7 @@ def plot(budgets: list[dict[str, Any]], costs: dict[str, Cost], path: Path) -> N
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(12, 5), layout="constrained")
-    by_time, by_speed = figure.subplots(1, 2, sharey=True)
+    by_time, by_speed = figure.subplots(ncols=2, sharey=True)
     contenders = list(budgets[0]["contenders"])
     styles: dict[str, dict[str, Any]] = {}
     for name, colour, marker in zip(contenders, COLOURS, MARKERS, strict=False):
@@ -98,8 +98,10 @@ def plot_by_speed(axis, budget: dict[str, Any], costs: dict[str, Cost], styles: 
     # Where speed is enough, the frontier goes down to the next model; below the slowest one it stays.
     best = frontier(points)
     if best:
-        speeds, bits = zip(*best, (0, best[-1][1]), strict=True)
-        axis.step(speeds, bits, where="post", color="lightgrey", linewidth=3, zorder=0)
+        best.append((0, best[-1][1]))
+        speeds = [speed for speed, _ in best]
+        scores = [bits for _, bits in best]
+        axis.step(speeds, scores, where="post", color="lightgrey", linewidth=3, zorder=0)
     axis.set(xlabel="bytes/s of generated text, one row (hollow: steps are not compiled)")
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 

@@ -18,7 +18,6 @@ Prints a table, and as the last line a JSON object. The folder holds the speeds 
 
 import json
 from math import nan
-from statistics import mean
 from typing import Any
 
 from jsonargparse.typing import PositiveFloat
@@ -30,11 +29,12 @@ from benchmarks.quality.race_setup import (
     Names,
     Race,
     check_known,
+    mean_and_spread,
     race_parser,
     read_race_options,
     score_or_infinity,
 )
-from benchmarks.quality.search import find_best
+from benchmarks.quality.search import find_best, train_best
 from benchmarks.quality.trials import Entry
 from benchmarks.tables import format_table
 from model import ModelConfig
@@ -67,11 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     best = find_best(race, args.rates, options.seeds[0], args.sweep_minutes, widen=not options.quick)
 
     # Train and score these.
-    planned = {}
-    for contender, (size, rate) in best.items():
-        for seed in options.seeds:
-            planned[contender, seed] = race.plan_trial((contender, size), rate, seed, args.minutes, final=True)
-    runs = race.run_trials(planned)
+    runs = train_best(race, best, args.minutes, options.seeds)
 
     # Report.
     results = {}
@@ -80,7 +76,7 @@ def main(argv: list[str] | None = None) -> None:
             "size": size,
             "learning_rate": rate,
             **race.speeds[contender, size],
-            "runs": [runs[contender, seed] for seed in options.seeds],
+            "runs": runs[contender],
         }
     picture = options.folder / "race.png"
     plot(results, picture)
@@ -129,9 +125,8 @@ def summarize(results: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def table_row(name: str, line: dict[str, Any]) -> dict[str, str]:
-    """A row of the table. A score is the mean over seeds, ± half the distance from the best to the worst."""
+    """A row of the table. A score is the mean over seeds, with their spread."""
     scores = [score_or_infinity(bits) for bits in line["test_bits_per_byte"]]
-    half_range = (max(scores) - min(scores)) / 2
     seconds = line["seconds_to_baseline"]
     return {
         "contender": name,
@@ -140,7 +135,7 @@ def table_row(name: str, line: dict[str, Any]) -> dict[str, str]:
         "bytes/s": f"{line['bytes_per_second']:,.0f}",
         "bytes trained on": f"{line['bytes']:,}",
         "learning rate": f"{line['learning_rate']:g}",
-        "test bits/byte": f"{mean(scores):.4f} ± {half_range:.4f}",
+        "test bits/byte": mean_and_spread(scores),
         f"minutes to {BASELINE}'s final validation": "" if seconds is None else f"{seconds / 60:.2f}",
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import inf
 from pathlib import Path
+from statistics import mean
 from typing import Any, TypeVar
 
 import torch
@@ -179,6 +180,10 @@ class Race:
         )
         return PlannedTrial(full_name(names), trial)
 
+    def bytes_in(self, names: Names, minutes: float) -> int:
+        """How many bytes an entry trains on in some minutes."""
+        return self.steps_in(names, minutes) * self.options.tokens_per_step
+
     def steps_in(self, names: Names, minutes: float) -> int:
         """How many training steps an entry makes in some minutes at its measured speed, at least one."""
         bytes_to_train = 60 * minutes * self.speeds[names]["bytes_per_second"]
@@ -235,3 +240,9 @@ def make_folder(folder: Path) -> None:
 def score_or_infinity(bits: float | None) -> float:
     """Bits per byte to compare by: None, the score of weights that are not finite, is the worst."""
     return inf if bits is None else bits
+
+
+def mean_and_spread(values: list[float], style: str = ".4f") -> str:
+    """The mean of values over seeds, ± half the distance from the least to the largest."""
+    half_range = (max(values) - min(values)) / 2
+    return f"{mean(values):{style}} ± {half_range:.4f}"

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from benchmarks.quality.race_setup import Race, score_or_infinity
+from benchmarks.quality.trial_runner import Result
 
 Best = dict[str, tuple[str, float]]  # size and learning rate of each contender
 
@@ -29,6 +30,16 @@ def find_best(race: Race, rates: list[float], seed: int, minutes: float, widen: 
         if not further:
             return best
         tried |= further
+
+
+def train_best(race: Race, best: Best, minutes: float, seeds: list[int]) -> dict[str, list[Result]]:
+    """The results of each contender at its best size and learning rate, trained for some minutes: one for each seed."""
+    planned = {}
+    for contender, (size, rate) in best.items():
+        for seed in seeds:
+            planned[contender, seed] = race.plan_trial((contender, size), rate, seed, minutes, final=True)
+    results = race.run_trials(planned)
+    return {contender: [results[contender, seed] for seed in seeds] for contender in best}
 
 
 def best_of_each(contenders: Iterable[str], scores: Mapping[tuple[str, str, float], float]) -> Best:

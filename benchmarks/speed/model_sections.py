@@ -152,7 +152,8 @@ def measure_optimizers(options: Options) -> dict:
     if options.device == "cuda":
         presets.append("enwik8-base")  # a step takes a minute on a CPU
 
-    results, rows = {}, []
+    results = {}
+    rows = []
     for name in presets:
         config = load_config(["--config", str(CONFIGS / f"{name}.yaml")])
         results[name] = time_optimizer(config, options)

@@ -35,8 +35,10 @@ class LevelCache:
     """token at which the scale of xPos is 1"""
     words: Tensor | None = None
     """if units end at words: how far each row is, on the CPU (b 4), see `WordUnits.state`"""
+    runs: bool = False
+    """in recorded steps: whether a unit ends at the next byte, in any row"""
     ends_unit: Tensor | None = None
-    """the same, in recorded steps: in which rows a unit ends at the next byte, (b) bool"""
+    """and in which rows, (b) bool"""
     unit: Tensor | None = None
     """and the index of this unit, (b)"""
     recent_states: Tensor | None = None
@@ -76,8 +78,6 @@ class Cache:
     levels: dict[int, LevelCache] = field(default_factory=dict)
     merges: dict[int, MergeCache] = field(default_factory=dict)
     """by layer"""
-    running: tuple[bool, ...] | None = None
-    """in recorded steps, which levels run at the next byte; in others they find out themselves"""
     logits: dict[int, Tensor] = field(default_factory=dict)
     """each predicting level's part of the logits, (b 1 num_tokens)"""
     recorded: dict = field(default_factory=dict)

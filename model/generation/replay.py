@@ -60,11 +60,10 @@ class StepRecorder:
 
     def stride_phase(self, cache: Cache) -> tuple[int, ...]:
         """What distinguishes the next step from others: for each level the chain that it runs in, or -1."""
-        assert cache.running is not None
         phase = []
-        for level, runs in zip(self.levels, cache.running, strict=True):
+        for level, level_cache in zip(self.levels, cache.levels.values(), strict=True):
             unit = cache.length // level.stride
-            phase.append(unit % level.chains if runs else -1)
+            phase.append(unit % level.chains if level_cache.runs else -1)
         return tuple(phase)
 
     def cuda_graph(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
@@ -124,17 +123,16 @@ ONE_ROW_PRODUCTS = {
 
 def find_running_levels(levels: tuple[LevelConfig, ...], ids: Tensor, cache: Cache) -> None:
     """Find out which levels run at the next byte, ids (b 1), before the step: a recording cannot look at bytes."""
-    running = []
     for level, level_cache in zip(levels, cache.levels.values(), strict=True):
         if isinstance(level.segments, FixedStride):
-            running.append(level.segments.ends_unit(cache.length))
+            level_cache.runs = level.segments.ends_unit(cache.length)
             continue
         assert level_cache.words is not None and level_cache.ends_unit is not None and level_cache.unit is not None
         units = level.segments.step(ids[:, 0], level_cache.words, cache.length)
-        running.append(any(unit is not None for unit in units))
-        level_cache.ends_unit.copy_(torch.tensor([unit is not None for unit in units]))
+        ends_unit = [unit is not None for unit in units]
+        level_cache.runs = any(ends_unit)
+        level_cache.ends_unit.copy_(torch.tensor(ends_unit))
         level_cache.unit.copy_(torch.tensor([unit or 0 for unit in units]))
-    cache.running = tuple(running)
 
 
 def make_static(model: HierarchicalTransformer, cache: Cache) -> None:

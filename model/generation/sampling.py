@@ -113,7 +113,7 @@ def reach(config: ModelConfig) -> int:
     shifts and a merge. Before the first layer come the lookups and the compression.
     """
     lookups = max((config.seq_len, *config.ngrams))
-    layer = max((level.window + 3) * max(level.compression, level.segments.longest) for level in config.levels)
+    layer = max((level.window + 3) * level.longest_token for level in config.levels)
     return lookups + (1 + config.num_layers) * layer
 
 
@@ -122,7 +122,7 @@ def within_reach(prompt: Tensor, config: ModelConfig) -> Tensor:
 
     It begins at a byte from which the units of all levels are those of the whole prompt.
     """
-    common = lcm(*(level.compression for level in config.levels), *(level.segments.period for level in config.levels))
+    common = lcm(*(level.period for level in config.levels))
     out_of_reach = max(0, len(prompt) - 1 - reach(config))
     return prompt[out_of_reach // common * common :]
 

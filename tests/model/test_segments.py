@@ -36,7 +36,7 @@ def ends_byte_by_byte(rule, ids):
                 word_has_ended = not is_word(byte) and t > 0 and is_word(row[t - 1])
                 since = 0 if word_has_ended or place == 0 else since + 1
                 in_period = sum(end >= t - place for end in of_row)
-                ends_unit = since % (2 * rule.compression) == 0 and in_period <= place // rule.compression
+                ends_unit = since % (2 * rule.stride) == 0 and in_period <= place // rule.stride
             if ends_unit:
                 of_row.append(t)
         ends.append(of_row)

@@ -115,8 +115,7 @@ def test_a_model_with_broken_weights_is_told(broken):
 @given(config=model_configs(), extra=st.integers(0, 60), data=st.data())
 def test_no_logit_depends_on_bytes_out_of_reach(config, extra, data):
     model = build(config)
-    levels = model.config.levels
-    common = lcm(*(level.compression for level in levels), *(level.segments.period for level in levels))
+    common = lcm(*(level.period for level in model.config.levels))
     whole = random_ids(config, reach(model.config) + common + extra)
     end = within_reach(whole, model.config)
     before = len(whole) - len(end)
