@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.generation.cache import Cache
+from model.match_index import index_text
 from model.matches import MatchModel
 from model.ngrams import ngram_buckets
 from model.typed import TypedModuleList
@@ -34,9 +35,7 @@ class ByteEmbedding(nn.Module):
         rows = num_matches * (1 + config.num_tokens)
         self.match_emb = nn.EmbeddingBag(rows, dim, mode="sum") if rows else None
 
-        self.match_model = MatchModel(
-            config.matches, config.word_matches, config.matches_per_context, config.seq_len, config.num_tokens
-        )
+        self.match_model = MatchModel(config.matches, config.word_matches, config.matches_per_context, config.seq_len)
         self.history = max(config.ngrams, default=1) - 1  # bytes that n-grams need before the current one
 
     def forward(self, ids: Tensor, cache: Cache | None = None) -> Tensor:
@@ -58,11 +57,14 @@ class ByteEmbedding(nn.Module):
 
     def find_matches(self, ids: Tensor, cache: Cache | None) -> Tensor:
         """What the match model finds for each of ids (b n): (b n matches)."""
-        if cache is not None and cache.matches is not None:
-            return self.match_model.step(ids, cache.matches, cache.offset)
-        if cache is not None:
-            cache.matches = self.match_model.prefill(ids)
-        return self.match_model(ids)
+        if cache is None:
+            return self.match_model(ids)
+        if cache.matches is None:
+            cache.matches = index_text(self.match_model, ids)
+            return self.match_model(ids)
+        if cache.matches.found is not None:  # a recorded step
+            return cache.matches.found
+        return cache.matches.add(self.match_model, ids, cache.length)
 
     def embed_matches(self, match_emb: nn.EmbeddingBag, found: Tensor) -> Tensor:
         """The sum of the embeddings of all matches that were found for a byte: (b n matches) -> (b n d)."""

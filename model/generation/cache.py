@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.kv_ring import KVRing
-from model.matches import MatchCache
+from model.match_index import MatchIndex
 from model.segments import Step, Units
 
 
@@ -72,7 +72,7 @@ class Cache:
     """the length as a tensor (1), once steps are recorded (model/generation/replay.py); else None"""
     recent_ids: Tensor | None = None
     """the last bytes, as many as n-grams need, zeros before the first, (b n)"""
-    matches: MatchCache | None = None
+    matches: MatchIndex | None = None
     recent_embeddings: Tensor | None = None
     """embeddings of the last bytes, as many as the compressions need, (b c-1 d)"""
     levels: dict[int, LevelCache] = field(default_factory=dict)

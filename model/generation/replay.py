@@ -14,7 +14,6 @@ from math import lcm
 import torch
 from torch import Tensor
 
-from model.config import LevelConfig
 from model.generation.cache import Cache, map_tensors, tensor_slots
 from model.segments import FixedStride
 from model.transformer import HierarchicalTransformer
@@ -47,7 +46,7 @@ class StepRecorder:
 
         if cache.position is None:
             make_static(self.model, cache)
-        find_running_levels(self.levels, ids, cache)
+        read_next_bytes(self.model, ids, cache)
         phase = self.stride_phase(cache)
         if phase not in cache.recorded:  # run it once, so that libraries are loaded and shapes are final
             cache.recorded[phase] = None
@@ -121,9 +120,16 @@ ONE_ROW_PRODUCTS = {
 }
 
 
-def find_running_levels(levels: tuple[LevelConfig, ...], ids: Tensor, cache: Cache) -> None:
-    """Find out which levels run at the next byte, ids (b 1), before the step: a recording cannot look at bytes."""
-    for level, level_cache in zip(levels, cache.levels.values(), strict=True):
+def read_next_bytes(model: HierarchicalTransformer, ids: Tensor, cache: Cache) -> None:
+    """Find out what depends on the bytes themselves, ids (b 1), before the step: a recording cannot look at them.
+
+    That is which levels run, and what the match model finds.
+    """
+    if cache.matches is not None:
+        assert cache.matches.found is not None
+        cache.matches.found.copy_(cache.matches.add(model.embedding.match_model, ids, cache.length))
+
+    for level, level_cache in zip(model.config.levels, cache.levels.values(), strict=True):
         if isinstance(level.segments, FixedStride):
             level_cache.runs = level.segments.ends_unit(cache.length)
             continue
@@ -139,6 +145,10 @@ def make_static(model: HierarchicalTransformer, cache: Cache) -> None:
     """Prepare a cache for recorded steps: positions become tensors, and none of its tensors is a view."""
     device = model.to_logits.weight.device
     cache.position = torch.tensor([cache.length], device=device)
+    if cache.matches is not None:
+        rows, contexts, _ = cache.matches.hashed.shape
+        matches = contexts * model.embedding.match_model.per_context
+        cache.matches.found = torch.zeros(rows, 1, matches, dtype=torch.long, device=device)
     for level_cache in cache.levels.values():
         if level_cache.words is not None:
             level_cache.ends_unit = torch.zeros(len(level_cache.words), dtype=torch.bool, device=device)

@@ -2,6 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.match_index import index_text
 from model.matches import MatchModel
 
 LETTERS = b"abAB\xc3"
@@ -39,8 +40,8 @@ def search(text, context, size, places, reach):
 
 def step_by_step(model, ids, prefill):
     """What a match model finds for ids (b n): the first `prefill` at once, then one byte after another."""
-    cache = model.prefill(ids[:, :prefill])
-    steps = [model.step(ids[:, t : t + 1], cache, t) for t in range(prefill, ids.shape[1])]
+    index = index_text(model, ids[:, :prefill])
+    steps = [index.add(model, ids[:, t : t + 1], t) for t in range(prefill, ids.shape[1])]
     return torch.cat((model(ids[:, :prefill]), *steps), dim=1)
 
 
@@ -78,7 +79,7 @@ def test_steps_equal_a_pass_over_all_bytes_whatever_the_sizes(seed, num_tokens, 
     generator = torch.Generator().manual_seed(seed)
     period = torch.randint(0, num_tokens, (2, 9), generator=generator)
     ids = period.repeat(1, 80)
-    model = MatchModel((order,), (0, 1), 2, reach, num_tokens)
+    model = MatchModel((order,), (0, 1), 2, reach)
     found = model(ids)
     assert (found[..., 0] > 0).any() == (reach - order >= 9)
     assert torch.equal(step_by_step(model, ids, prefill), found)

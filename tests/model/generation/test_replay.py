@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from model import Cache
 from model.generation.cache import tensor_slots
 from model.generation.prepare import prepare_for_generation
-from model.generation.replay import StepRecorder, find_running_levels, make_static, static_step
+from model.generation.replay import StepRecorder, make_static, read_next_bytes, static_step
 from tests.model.generation.test_cache import in_pieces
 from tests.model.strategies import model_configs, random_ids
 from tests.model.test_transformer import build
@@ -25,7 +25,7 @@ def check_static_steps(model, ids, prefill):
             model(ids[:, :prefill], cache=cache)
         make_static(model, static)
         for t in range(prefill, ids.shape[1]):
-            find_running_levels(model.config.levels, ids[:, t : t + 1], static)
+            read_next_bytes(model, ids[:, t : t + 1], static)
             logits = static_step(model, ids[:, t : t + 1], static)
             torch.testing.assert_close(logits, model(ids[:, t : t + 1], cache=usual), atol=1e-5, rtol=1e-5)
             now = [holder[key].data_ptr() for holder, key in tensor_slots(static)]
