@@ -68,6 +68,28 @@ FRONTIER_SIZES: dict[tuple[str, str], dict[str, Any]] = {
     ("hierarchical", "128 × 2, 4"): FLAT | WORDS | {"depth": ((0, 5), (1, 2, 3, 4)), "merge_layers": (4,)},
 }
 
+# What `benchmarks.quality.use_at_scale` compares: bytes that see 128 bytes back, around words that see all words before
+# them, and flat models of two kinds and several depths.
+BASE_SHARED: dict[str, Any] = {"num_tokens": 256, "seq_len": 4096, "dim_head": 64}
+FLAT_KINDS = {"flat, all bytes": None, "flat, 512 bytes": 512}
+BASE_SCALE: dict[str, dict[str, Any]] = {
+    "words": BASE_SHARED
+    | WORDS
+    | {
+        "dim": (384, 768),
+        "heads": (6, 12),
+        "hierarchies": (1, 6),
+        "depth": ((0, 1, 6, 7), (2, 3, 4, 5)),
+        "merge_layers": (5,),
+        "window_sizes": (128, None),
+        "attn_depth": None,
+    }
+}
+for kind, window in FLAT_KINDS.items():
+    for depth in (2, 3, 4, 5, 6, 8):
+        flat = {"dim": 384, "heads": 6, "hierarchies": 1, "window_sizes": window, "depth": depth}
+        BASE_SCALE[f"{kind}, {depth} layers"] = BASE_SHARED | flat
+
 # What replaces a model's arguments with --quick.
 MINIATURE: dict[str, Any] = {
     "dim": 16,

@@ -68,8 +68,9 @@ class Sampling:
         Raises:
             UserError: when logits are not finite.
         """
-        penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-        logits = torch.where(seen, penalised, logits)
+        if self.repetition_penalty != 1:
+            penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+            logits = torch.where(seen, penalised, logits)
         if self.temperature == 0:
             return logits.argmax(dim=-1, keepdim=True)
         probabilities = self.filter(self.heat(logits)).softmax(dim=-1)
@@ -90,6 +91,8 @@ class Sampling:
 
     def filter(self, logits: Tensor) -> Tensor:
         """Set logits (b v) of tokens that must not be drawn to -inf. The likeliest token and its ties stay."""
+        if self.min_p is None and self.top_k is None and self.top_p is None:
+            return logits
         probabilities = logits.softmax(dim=-1)
         keep = torch.ones_like(logits, dtype=torch.bool)
         if self.min_p is not None:
