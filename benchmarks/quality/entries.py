@@ -46,26 +46,26 @@ SIZES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
 }
 CONTENDERS = list(dict.fromkeys(contender for contender, _ in SIZES))
 
-# Words between two layers of the bytes, the last of them with attention over 128 bytes.
+# Layers over words, made of what is looked up at the end of each, before a layer of the bytes that sees 64 bytes back.
 WORDS: dict[str, Any] = {
     "hierarchies": (1, 7),
     "boundaries": "words",
-    "compress_from": "states",
     "compress_type": "last",
     "merge_type": "linear",
-    "window_sizes": (128, 256),
+    "window_sizes": (64, 128),
     "attn_depth": (1, None),
 }
+SMALL_FLAT: dict[str, Any] = FLAT | {"window_sizes": 64, "attn_depth": 1}
 
 # What `benchmarks.quality.frontier` races: our own models, by contender and size, with their arguments in addition to
 # those of SHARED. Three sizes of each contender. Within minutes small ones win (benchmarks/LOG.md).
 FRONTIER_SIZES: dict[tuple[str, str], dict[str, Any]] = {
-    ("flat", "128 × 2"): FLAT | {"depth": 2, "attn_depth": 1},
-    ("flat", "128 × 3"): FLAT | {"depth": 3, "attn_depth": 1},
-    ("flat", "128 × 4"): FLAT,
-    ("hierarchical", "128 × 2, 1"): FLAT | WORDS | {"depth": ((0, 2), (1,)), "merge_layers": (1,)},
-    ("hierarchical", "128 × 2, 2"): FLAT | WORDS | {"depth": ((0, 3), (1, 2)), "merge_layers": (2,)},
-    ("hierarchical", "128 × 2, 4"): FLAT | WORDS | {"depth": ((0, 5), (1, 2, 3, 4)), "merge_layers": (4,)},
+    ("flat", "128 × 1"): SMALL_FLAT | {"depth": 1},
+    ("flat", "128 × 2"): SMALL_FLAT | {"depth": 2},
+    ("flat", "128 × 3"): SMALL_FLAT | {"depth": 3},
+    ("hierarchical", "128 × 1, 1"): FLAT | WORDS | {"depth": ((1,), (0,)), "merge_layers": (0,)},
+    ("hierarchical", "128 × 1, 2"): FLAT | WORDS | {"depth": ((2,), (0, 1)), "merge_layers": (1,)},
+    ("hierarchical", "128 × 2, 2"): FLAT | WORDS | {"depth": ((2, 3), (0, 1)), "merge_layers": (1,)},
 }
 
 # What `benchmarks.quality.use_at_scale` compares: bytes that see 128 bytes back, around words that see all words before
@@ -79,6 +79,7 @@ BASE_SCALE: dict[str, dict[str, Any]] = {
         "dim": (384, 768),
         "heads": (6, 12),
         "hierarchies": (1, 6),
+        "compress_from": "states",
         "depth": ((0, 1, 6, 7), (2, 3, 4, 5)),
         "merge_layers": (5,),
         "window_sizes": (128, None),
