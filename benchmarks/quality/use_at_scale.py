@@ -15,6 +15,7 @@ The text is Python's standard library. Prints tables, and as the last line a JSO
 import argparse
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -92,7 +93,7 @@ def closest_flat_models(seconds: dict[str, float]) -> list[str]:
 def measure(
     entries: dict[str, Entry], text: np.ndarray, context: int, rows: list[int], rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Bytes of state of a row after a context, and bytes/s from there on, of each model.
+    """Bytes of state of a row after a context, and bytes/s from there on, of each model, which looks that far back.
 
     Args:
         rows: how many rows generate at once, in each of the timed calls.
@@ -101,7 +102,7 @@ def measure(
     results: dict[str, dict[str, float]] = {}
     calls: dict[tuple[str, int], Callable[[], object]] = {}
     for name, entry in entries.items():
-        model = build(entry, device)
+        model = build(replace(entry, model=entry.model | {"seq_len": context}), device)
         for count in rows:
             prompts = cut_rows(text, count, row_bytes(context, rounds)).to(device)
             continuation = Continuation(model, prompts, context)
