@@ -42,7 +42,7 @@ quickstart: environment
 	    set -- --config configs/quickstart.yaml; \
 	fi; \
 	echo "$$ accelerate launch train.py $$*"; PATH="$(ENVIRONMENT)/bin:$$PATH" accelerate launch train.py "$$@"
-	$(call run,python generate.py runs/quickstart --prompt "def " --min-p 0.05)
+	$(call run,python generate.py runs/quickstart --prompt "def " --top-p 0.95)
 
 ## test         run all tests
 test: environment

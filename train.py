@@ -178,7 +178,7 @@ def sample(run: Run, length: int) -> str:
     generator = torch.Generator().manual_seed(run.config.train.seed)
     model = run.accelerator.unwrap_model(run.model)
     with run.accelerator.autocast():
-        new_ids = model.generate(ids, length, temperature=1.0, min_p=0.05, generator=generator)
+        new_ids = model.generate(ids, length, temperature=1.0, top_p=0.95, generator=generator)
     return to_text(ids[0]) + "│" + to_text(new_ids[0])
 
 

@@ -179,7 +179,7 @@ def test_make_installs_once_and_again_when_the_requirements_change(tmp_path):
 
     install = "python -m pip install -r requirements.txt"
     train = "accelerate launch train.py --config configs/quickstart.yaml"
-    sample = "python generate.py runs/quickstart --prompt def  --min-p 0.05"
+    sample = "python generate.py runs/quickstart --prompt def  --top-p 0.95"
     assert quickstart() == ["python -m pip --version", install, train, sample]
     assert quickstart() == [train, sample]
 

@@ -30,7 +30,7 @@ def test_the_notebook_trains_plots_scores_and_samples(tmp_path, monkeypatch):
     # Evaluation printed a score of 50,000 bytes, and generation printed a text that continues its prompt.
     printed = ["".join(output.get("text", "") for output in cell.outputs) for cell in code]
     (score,) = (json.loads(text.splitlines()[-1]) for text in printed if '"bits_per_byte"' in text)
-    assert 4 < score["bits_per_byte"] < 8 and score["bytes"] == 50_000
+    assert 2 < score["bits_per_byte"] < 8 and score["bytes"] == 50_000
     assert any(text.startswith("def ") and len(text) > 100 for text in printed)
 
     # Two cells show something else: the plot, and the text coloured by cost.

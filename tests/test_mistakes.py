@@ -57,7 +57,7 @@ MISTAKES = [
     (
         train,
         [*CONFIG, "--train.learning_rate=1e-4"],
-        "train.min_learning_rate: got 0.0002, allowed: 0 to learning_rate = 0.0001",
+        "train.min_learning_rate: got 0.0004, allowed: 0 to learning_rate = 0.0001",
     ),
     (train, [*CONFIG, "--model.num_tokens=128"], "model.num_tokens: got 128, allowed: 256, because a corpus is bytes"),
     (generate, ["runs/a", "--prompt", "a", "--stop", "é"], "--stop takes ASCII characters only: é is two bytes"),
@@ -73,8 +73,8 @@ MISTAKES = [
     ),
     (
         train,
-        [*CONFIG, "--model.window_sizes=[2048,null]"],
-        "model.window_sizes: got [2048, null], allowed: null, or 0 to",
+        [*CONFIG, "--model.window_sizes=[16384,null]"],
+        "model.window_sizes: got [16384, null], allowed: null, or 0 to",
     ),
     (
         train,
@@ -287,18 +287,17 @@ def test_a_wrong_vocabulary_is_reported_along_with_other_mistakes(capsys):
 
 def test_flags_override_config_files_in_any_order():
     assert load_config(["--train.max_steps=3", *CONFIG, "--train.seed", "4"]).train.max_steps == 3
-    assert load_config([*CONFIG]).train.max_steps == 1000
+    assert load_config([*CONFIG]).train.max_steps == 800
 
 
 def test_a_printed_config_can_be_used(tmp_path, capsys):
+    flags = [*CONFIG, "--run_dir=a", "--train.betas=[0.8,0.9]", "--model.window_sizes=[64,null]"]
     with pytest.raises(SystemExit) as end:
-        load_config([*CONFIG, "--run_dir=a", "--train.betas=[0.8,0.9]", "--print_config"])
+        load_config([*flags, "--print_config"])
     assert end.value.code == 0
     (tmp_path / "mine.yaml").write_text(printed := capsys.readouterr().out)
-    assert yaml.safe_load(printed)["model"]["window_sizes"] == [0, None]
-    assert load_config(["--config", str(tmp_path / "mine.yaml")]) == load_config(
-        [*CONFIG, "--run_dir=a", "--train.betas=[0.8,0.9]"]
-    )
+    assert yaml.safe_load(printed)["model"]["window_sizes"] == [64, None]
+    assert load_config(["--config", str(tmp_path / "mine.yaml")]) == load_config(flags)
 
 
 @pytest.mark.parametrize(

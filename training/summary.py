@@ -139,7 +139,7 @@ import torch
 
 model = torch.hub.load("hierarchical-byte-transformer", "trained", ".", source="local")
 
-new = model.generate(torch.tensor([list(b"The ")]), 256, min_p=0.05)
+new = model.generate(torch.tensor([list(b"The ")]), 256, top_p=0.95)
 print(bytes(new[0].tolist()).decode(errors="replace"))
 ```
 
