@@ -31,12 +31,14 @@ class Block(nn.Module):
         """`cos_sin` is the rotary table of the tokens x, which attention needs; a cache needs their units."""
         if self.attn is not None:
             assert cos_sin is not None
-            shifted, last = token_shift(x, self.chains, None if cache is None else cache.attention_shift, units)
+            past = None if cache is None else cache.attention_shift
+            shifted, last = token_shift(x, self.chains, past, units)
             if cache is not None:
                 cache.attention_shift = last
             x = x + self.dropout(self.attn(shifted, cos_sin, cache, units))
 
-        shifted, last = token_shift(x, self.chains, None if cache is None else cache.feedforward_shift, units)
+        past = None if cache is None else cache.feedforward_shift
+        shifted, last = token_shift(x, self.chains, past, units)
         if cache is not None:
             cache.feedforward_shift = last
         return x + self.dropout(self.ff(shifted))

@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.matches import HASH_MASK, MatchModel, letters, read_words
+from model.matches import NON_NEGATIVE, MatchModel, letters, read_words
 from model.ngrams import FACTOR, MIX
+
+LETTERS = letters(torch.arange(256)).tolist()  # by byte: its letter in lower case, 0 for a gap
 
 
 @dataclass
@@ -88,18 +90,20 @@ class MatchIndex:
 def index_text(model: MatchModel, ids: Tensor) -> MatchIndex:
     """The index of ids (b n): the same as if they had been added one by one."""
     ids = ids.cpu()
-    n, slots = ids.shape[1], model.max_distance
+    n = ids.shape[1]
+    slots = model.max_distance
     words = read_words(ids, model.most_words)
     hashed, start = (t[..., -slots:] for t in model.contexts(ids))
     place = torch.arange(n - hashed.shape[-1], n).expand_as(hashed)
 
     # A stable sort brings the places of a bucket together, in the order of the text.
-    bucket, order = (hashed % slots).sort(dim=-1, stable=True)
+    bucket = hashed % slots
+    by_bucket, order = bucket.sort(dim=-1, stable=True)
     before = F.pad(place.gather(-1, order)[..., :-1], (1, 0))
-    is_first = F.pad(bucket[..., 1:] != bucket[..., :-1], (1, 0), value=True)
+    is_first = F.pad(by_bucket[..., 1:] != by_bucket[..., :-1], (1, 0), value=True)
     earlier = torch.zeros_like(place).scatter_(-1, order, before.masked_fill(is_first, -1))
     empty = place.new_full((*hashed.shape[:2], slots), -1)
-    latest = empty.scatter_reduce_(-1, hashed % slots, place, "amax")
+    latest = empty.scatter_reduce_(-1, bucket, place, "amax")
 
     return MatchIndex(
         ids=into_slots(ids, slots, n).int(),
@@ -107,7 +111,7 @@ def index_text(model: MatchModel, ids: Tensor) -> MatchIndex:
         starts=into_slots(start, slots, n).int(),
         earlier=into_slots(earlier, slots, n).int(),
         latest=latest.int(),
-        words=torch.stack((words.gap[..., -1], words.hashed[..., -1] & HASH_MASK), dim=-1),
+        words=torch.stack((words.gap[..., -1], words.hashed[..., -1] & NON_NEGATIVE), dim=-1),
     )
 
 
@@ -126,7 +130,7 @@ def ngrams_at(place: int, recent: list[int], orders: tuple[int, ...]) -> list[tu
     contexts = []
     hashed = recent[0] if recent else 0
     for order, earlier in enumerate(recent[1:], start=2):
-        hashed = (hashed * FACTOR + earlier + order) & HASH_MASK
+        hashed = (hashed * FACTOR + earlier + order) & NON_NEGATIVE
         if order in orders:
             contexts.append((hashed, place - order + 1))
     return contexts
@@ -140,7 +144,7 @@ def words_at(place: int, byte: int, words: list[list[int]], counts: tuple[int, .
     """
     letter = LETTERS[byte] if byte < len(LETTERS) else byte
     if letter:
-        words[0][1] = (words[0][1] * FACTOR + letter) & HASH_MASK
+        words[0][1] = (words[0][1] * FACTOR + letter) & NON_NEGATIVE
     else:
         if words[0][0] < place - 1:  # this gap ends a word
             words.insert(0, [place, 0])
@@ -148,13 +152,10 @@ def words_at(place: int, byte: int, words: list[list[int]], counts: tuple[int, .
         words[0] = [place, 0]
 
     contexts = []
-    hashed = words[0][1] if letter else (-byte - 1) & HASH_MASK
+    hashed = words[0][1] if letter else (-byte - 1) & NON_NEGATIVE
     for count, (gap, word) in enumerate(words):
         if count > 0:
-            hashed = (hashed * MIX + word) & HASH_MASK
+            hashed = (hashed * MIX + word) & NON_NEGATIVE
         if count in counts:
             contexts.append((hashed, gap))
     return contexts
-
-
-LETTERS = letters(torch.arange(256)).tolist()

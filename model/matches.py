@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from model.ngrams import FACTOR, MIX, ngram_hashes
 from model.words import is_letter
 
-HASH_MASK = (1 << 63) - 1  # keeps hashes from being negative
+NON_NEGATIVE = (1 << 63) - 1  # keeps 63 bits of a hash
 INVERSE = pow(FACTOR, -1, 1 << 64) - (1 << 64)  # FACTOR · INVERSE = 1 in 64-bit integers, which wrap around
 
 
@@ -23,7 +23,7 @@ class Context(NamedTuple):
     """The context of each byte: int64 (b n), or (b context n) for several contexts."""
 
     hashed: Tensor
-    """from 0 to HASH_MASK"""
+    """from 0 to NON_NEGATIVE"""
     start: Tensor
     """the first byte that it depends on, below 0 if there are not enough bytes"""
 
@@ -91,7 +91,7 @@ class MatchModel(nn.Module):
             none = ids.new_zeros(len(ids), 0, ids.shape[1])
             return Context(none, none)
         hashed, start = zip(*contexts, strict=True)
-        return Context(torch.stack(hashed, dim=1) & HASH_MASK, torch.stack(start, dim=1))
+        return Context(torch.stack(hashed, dim=1) & NON_NEGATIVE, torch.stack(start, dim=1))
 
 
 def ngram_contexts(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Context]:

@@ -72,24 +72,22 @@ FRONTIER_SIZES: dict[tuple[str, str], dict[str, Any]] = {
 # them, and flat models of two kinds and several depths.
 BASE_SHARED: dict[str, Any] = {"num_tokens": 256, "seq_len": 4096, "dim_head": 64}
 FLAT_KINDS = {"flat, all bytes": None, "flat, 512 bytes": 512}
-BASE_SCALE: dict[str, dict[str, Any]] = {
-    "words": BASE_SHARED
-    | WORDS
-    | {
-        "dim": (384, 768),
-        "heads": (6, 12),
-        "hierarchies": (1, 6),
-        "compress_from": "states",
-        "depth": ((0, 1, 6, 7), (2, 3, 4, 5)),
-        "merge_layers": (5,),
-        "window_sizes": (128, None),
-        "attn_depth": None,
-    }
+BASE_WORDS: dict[str, Any] = {
+    "dim": (384, 768),
+    "heads": (6, 12),
+    "hierarchies": (1, 6),
+    "compress_from": "states",
+    "depth": ((0, 1, 6, 7), (2, 3, 4, 5)),
+    "merge_layers": (5,),
+    "window_sizes": (128, None),
+    "attn_depth": None,
 }
-for kind, window in FLAT_KINDS.items():
-    for depth in (2, 3, 4, 5, 6, 8):
-        flat = {"dim": 384, "heads": 6, "hierarchies": 1, "window_sizes": window, "depth": depth}
-        BASE_SCALE[f"{kind}, {depth} layers"] = BASE_SHARED | flat
+BASE_FLAT: dict[str, Any] = {"dim": 384, "heads": 6, "hierarchies": 1}
+BASE_SCALE: dict[str, dict[str, Any]] = {"words": BASE_SHARED | WORDS | BASE_WORDS} | {
+    f"{kind}, {depth} layers": BASE_SHARED | BASE_FLAT | {"window_sizes": window, "depth": depth}
+    for kind, window in FLAT_KINDS.items()
+    for depth in (2, 3, 4, 5, 6, 8)
+}
 
 # What replaces a model's arguments with --quick.
 MINIATURE: dict[str, Any] = {

@@ -24,6 +24,7 @@ from benchmarks.contenders import count_parameters
 from benchmarks.flops import count_flops
 from benchmarks.quality.cost_of_use import LENGTH, ROWS, Continuation, build, cut_rows, row_bytes, state_bytes
 from benchmarks.quality.entries import BASE_SCALE, FLAT_KINDS, make_entry
+from benchmarks.quality.training_speeds import build as build_contender
 from benchmarks.quality.training_speeds import machine_name, prepare_step
 from benchmarks.quality.trials import Entry
 from benchmarks.speed.timing import median, time_in_turns
@@ -54,13 +55,13 @@ def main() -> None:
     contexts = QUICK_CONTEXTS if args.quick else CONTEXTS
     text = open_corpus(DataConfig(name="python"))["train"]
 
-    # Which flat models cost as much to train?
+    # Find the flat models that cost as much to train.
     seconds = time_training(entries, args.rounds)
     print("training")
     print(format_table([training_row(name, entries[name], seconds[name]) for name in entries]))
     names = [HIERARCHICAL, *closest_flat_models(seconds)]
 
-    # What do they cost to use?
+    # Measure what they cost to use.
     results = {}
     for context in contexts:
         rows = [1, ROWS] if context == contexts[0] else [1]  # many long rows do not fit into memory
@@ -75,14 +76,12 @@ def time_training(entries: dict[str, Entry], rounds: int) -> dict[str, float]:
     """Seconds of a training step of each model in float32, one sequence."""
     steps = {}
     for name, entry in entries.items():
-        contender = entry.build()
-        assert contender is not None
-        steps[name] = prepare_step(contender, entry, entry.model["seq_len"], "float32")
+        steps[name] = prepare_step(build_contender(entry), entry, entry.model["seq_len"], "float32")
     return {name: median(times) for name, times in time_in_turns(steps, rounds).items()}
 
 
 def closest_flat_models(seconds: dict[str, float]) -> list[str]:
-    """Of each kind of flat models the one whose step takes closest to the hierarchical one's."""
+    """For each kind of flat model, the one whose training step is nearest in time to the hierarchical model's."""
     closest = []
     for kind in FLAT_KINDS:
         names = [name for name in seconds if name.startswith(kind)]
@@ -115,8 +114,7 @@ def measure(
 
 
 def training_row(name: str, entry: Entry, seconds: float) -> dict[str, str]:
-    contender = entry.build()
-    assert contender is not None
+    contender = build_contender(entry)
     return {
         "model": name,
         "parameters": f"{count_parameters(contender):,}",
@@ -127,7 +125,8 @@ def training_row(name: str, entry: Entry, seconds: float) -> dict[str, str]:
 
 def use_row(name: str, results: dict[str, dict[str, float]]) -> dict[str, str]:
     """What a model costs, and how many times as much the hierarchical one has."""
-    own, hierarchical = results[name], results[HIERARCHICAL]
+    own = results[name]
+    hierarchical = results[HIERARCHICAL]
     row = {"model": name}
     for key, value in own.items():
         title = key.replace("bytes_per_second_", "bytes/s, rows: ").replace("_", " ")

@@ -75,7 +75,7 @@ def test_matches_are_the_bytes_after_the_latest_equal_contexts(texts, orders, wo
 )
 @settings(max_examples=20)
 def test_steps_equal_a_pass_over_all_bytes_whatever_the_sizes(seed, num_tokens, order, reach, prefill):
-    """Kept lengths and ids are of the smallest type that holds them. Texts repeat, so that long contexts match."""
+    """Texts repeat, so that long contexts match."""
     generator = torch.Generator().manual_seed(seed)
     period = torch.randint(0, num_tokens, (2, 9), generator=generator)
     ids = period.repeat(1, 80)
