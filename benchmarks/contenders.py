@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from model import HierarchicalTransformer, Losses
 from training.config import TrainConfig
 from training.dropout import draw_dropout_in_bulk
+from training.optimizer import build_optimizer
+from training.parallel import make_gradients_of_tables_sparse
 from training.step import Trainer, train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -185,6 +187,8 @@ def build_trainer(
     """
     device = next(contender.parameters()).device
     accelerator = accelerator_for(device.type)
+    if device.type == "cpu":
+        make_gradients_of_tables_sparse(contender)  # as training does
     model = InBfloat16(contender) if bf16 else contender
     return Trainer(accelerator, model, optimizer, config, data, seq_len)
 
@@ -196,8 +200,8 @@ def accelerator_for(device_type: str) -> Accelerator:
 
 
 def training_step(contender: Contender, ids: Tensor, bf16: bool) -> Callable[[], None]:
-    """`take_step` with fused AdamW of its own."""
-    optimizer = torch.optim.AdamW(contender.parameters(), lr=1e-4, fused=True)
+    """`take_step` with an optimizer of its own, AdamW."""
+    optimizer = build_optimizer(contender.model, TrainConfig(optimizer="adamw"))
     return lambda: take_step(contender, optimizer, ids, bf16)
 
 

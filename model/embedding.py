@@ -8,7 +8,7 @@ from model.generation.cache import Cache
 from model.match_index import index_text
 from model.matches import MatchModel
 from model.ngrams import ngram_buckets
-from model.typed import TypedModuleList
+from model.tables import HashTables, Tables
 
 
 class ByteEmbedding(nn.Module):
@@ -24,16 +24,14 @@ class ByteEmbedding(nn.Module):
         self.num_tokens = config.num_tokens
         self.ngrams = config.ngrams
         self.ngram_buckets = config.ngram_buckets
+        num_matches = config.matches_per_context * len(config.matches + config.word_matches)
         dim = config.embedding_dim
 
         self.byte_emb = nn.Embedding(config.num_tokens, dim)
-        self.ngram_embs = TypedModuleList(nn.Embedding(config.ngram_buckets, dim) for _ in config.ngrams)
-        self.ngram_dropout = nn.Dropout1d(config.ngram_dropout)  # drops whole embeddings
-
-        # One table holds those of all matches, one after another. In each, row 0 means no match, row 1 + i byte i.
-        num_matches = config.matches_per_context * len(config.matches + config.word_matches)
-        rows = num_matches * (1 + config.num_tokens)
-        self.match_emb = nn.EmbeddingBag(rows, dim, mode="sum") if rows else None
+        self.ngram_emb = HashTables(len(config.ngrams), config.ngram_buckets, dim) if config.ngrams else None
+        # Row 0 means no match, row 1 + i byte i.
+        self.match_emb = Tables(num_matches, 1 + config.num_tokens, dim) if num_matches else None
+        self.ngram_dropout = nn.Dropout(config.ngram_dropout)
 
         self.match_model = MatchModel(config.matches, config.word_matches, config.matches_per_context, config.seq_len)
         self.history = max(config.ngrams, default=1) - 1  # bytes that n-grams need before the current one
@@ -48,12 +46,19 @@ class ByteEmbedding(nn.Module):
             with_history = torch.cat((past, ids), dim=1)
             cache.recent_ids = with_history[:, n:].clone()
 
-        buckets = ngram_buckets(with_history, self.ngrams, self.ngram_buckets, n)
-        for embedding, rows in zip(self.ngram_embs, buckets, strict=True):
-            x = x + self.ngram_dropout(embedding(rows))
+        if self.ngram_emb is not None:
+            buckets = ngram_buckets(with_history, self.ngrams, self.ngram_buckets, n)
+            x = x + self.embed_ngrams(self.ngram_emb, torch.stack(list(buckets), dim=-1))
         if self.match_emb is not None:
-            x = x + self.embed_matches(self.match_emb, self.find_matches(ids, cache))
+            x = x + self.match_emb.sum_of_rows(self.find_matches(ids, cache))
         return x
+
+    def embed_ngrams(self, ngram_emb: HashTables, buckets: Tensor) -> Tensor:
+        """The sum of the embeddings of a byte's n-grams: their rows (b n ngrams) -> (b n d)."""
+        if not self.training or self.ngram_dropout.p == 0:
+            return ngram_emb.sum_of_rows(buckets)
+        kept = torch.ones_like(buckets, dtype=ngram_emb.weight.dtype)
+        return ngram_emb.sum_of_rows(buckets, self.ngram_dropout(kept))  # drops whole embeddings
 
     def find_matches(self, ids: Tensor, cache: Cache | None) -> Tensor:
         """What the match model finds for each of ids (b n): (b n matches)."""
@@ -65,9 +70,3 @@ class ByteEmbedding(nn.Module):
         if cache.matches.found is not None:  # a recorded step
             return cache.matches.found
         return cache.matches.add(self.match_model, ids, cache.length)
-
-    def embed_matches(self, match_emb: nn.EmbeddingBag, found: Tensor) -> Tensor:
-        """The sum of the embeddings of all matches that were found for a byte: (b n matches) -> (b n d)."""
-        table_starts = torch.arange(found.shape[-1], device=found.device) * (1 + self.num_tokens)
-        rows = found + table_starts
-        return match_emb(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])

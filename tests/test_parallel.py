@@ -28,10 +28,10 @@ ALL_LOSSES = ("recon", "prophet", "next_latent", "quantizer")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_processes_and_accumulation_change_only_rounding(train, optimizer):
     tolerance = {"adamw": 1e-5, "muon": 2e-3}[optimizer]  # Muon orthogonalises in bfloat16
-    weighted = [f"--model.{name}_loss_weight=0.1" for name in ALL_LOSSES]
+    options = [f"--model.{name}_loss_weight=0.1" for name in ALL_LOSSES] + ["--model.ngrams=[2,3]"]
     runs = {}
-    for name, (how, *options) in WAYS.items():
-        run_dir, done = train(f"{name}-{optimizer}", f"--train.optimizer={optimizer}", *weighted, *options, **how)
+    for name, (how, *pieces) in WAYS.items():
+        run_dir, done = train(f"{name}-{optimizer}", f"--train.optimizer={optimizer}", *options, *pieces, **how)
         assert done.returncode == 0, done.stderr
         assert f"{name[0]} process(es)" in done.stdout and "8 × 32 bytes" in done.stdout
         runs[name] = run_dir

@@ -1,14 +1,18 @@
-"""Optimizers by name: AdamW, or Muon with AdamW."""
+"""Optimizers by name: AdamW, or Muon with AdamW, and RMSprop for tables of which a step reads few rows."""
 
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from model.tables import HashTables
 from training.config import TrainConfig
 from training.speed import cpu_has_fast_bf16
+
+TABLE_RATE = 3  # the rate of tables, as a multiple of the learning rate (benchmarks/LOG.md)
+SMALLEST = torch.finfo(torch.float32).tiny
 
 
 class Muon(torch.optim.Muon):
@@ -118,89 +122,155 @@ def iterate_on_gram(x: Tensor, coefficients: tuple[float, float, float], steps: 
     return torch.baddbmm(x, product, x, beta=scale)
 
 
-class MuonAdamW(torch.optim.Optimizer):
-    """Muon for some parameters and AdamW for the others, stepped and saved as one optimizer.
+class RowwiseRMSprop(torch.optim.Optimizer):
+    """Moves the rows of tables by their gradients, each divided by the running root mean square of its row.
 
-    Args:
-        groups: parameter groups of `torch.optim.Optimizer`. Those with `muon=True` hold 2-D matrices only.
+    A row changes in the steps that read it, and in no other: most n-grams are rare, and AdamW would move their rows on
+    for many steps after a single one that read them. One number is kept for each row, as in FBGEMM's optimizers of
+    tables (https://docs.pytorch.org/FBGEMM/). The simple version, for a row with the gradient g:
+
+        s = mean(g²) in the first step that reads the row, and then s + (1 - beta) · (mean(g²) - s)
+        row = row - rate · TABLE_RATE · g / √s
+
+    Gradients may be sparse or dense, with the same result.
     """
 
-    def __init__(self, groups: list[dict], lr: float, betas: tuple[float, float]):
-        muon_groups = [group for group in groups if group["muon"]]
-        adamw_groups = [group for group in groups if not group["muon"]]
-        self.parts = {
-            True: Muon(muon_groups, lr=lr),
-            False: torch.optim.AdamW(adamw_groups, lr=lr, betas=betas, fused=True),
-        }
-        super().__init__([group for part in self.parts.values() for group in part.param_groups], {})
+    def __init__(self, params: list[dict], lr: float, beta: float):
+        super().__init__(params, {"lr": lr, "beta": beta})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert closure is None
+        for group in self.param_groups:
+            for table in group["params"]:
+                if table.grad is None:
+                    continue
+                if "mean_square" not in self.state[table]:
+                    self.state[table]["mean_square"] = torch.zeros_like(table[:, :1])
+                self.update(table, table.grad, self.state[table]["mean_square"], group)
+
+    def update(self, table: Tensor, grad: Tensor, mean_square: Tensor, group: dict) -> None:
+        """Step one table (rows d) by its gradient, and its `mean_square` (rows 1)."""
+        rate = group["lr"] * TABLE_RATE
+        if not grad.is_sparse:
+            steps, averages = row_steps(grad, mean_square, group["beta"])
+            table.sub_(steps, alpha=rate)
+            mean_square.copy_(averages)
+            return
+
+        rows, grads = distinct_rows(grad)
+        steps, averages = row_steps(grads, mean_square.index_select(0, rows), group["beta"])
+        table.index_add_(0, rows, steps, alpha=-rate)
+        mean_square.index_copy_(0, rows, averages)
+
+
+def row_steps(grads: Tensor, mean_square: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """The steps of rows with these gradients (rows d), at a rate of 1, and their new `mean_square` (rows 1)."""
+    square = grads.square().mean(dim=1, keepdim=True)
+    averages = torch.where(mean_square == 0, square, mean_square.lerp(square, 1 - beta))
+    averages = torch.where(square == 0, mean_square, averages)  # rows that were not read
+    return grads * averages.clamp(min=SMALLEST).rsqrt(), averages
+
+
+def distinct_rows(grad: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows (m) that a sparse gradient names, each once, and their gradients (m d).
+
+    That of a single pass names each once, which PyTorch does not know, and would take longer to sum than the step does.
+    """
+    is_distinct = bool((grad._indices()[0].diff() > 0).all())
+    if not is_distinct:  # a sum over several passes or processes
+        grad = grad.coalesce()
+    return grad._indices()[0], grad._values()
+
+
+class Combined(torch.optim.Optimizer):
+    """Several optimizers, each for some of the parameters, stepped and saved as one."""
+
+    def __init__(self, parts: list[torch.optim.Optimizer]):
+        self.parts = parts
+        super().__init__([group | {"part": i} for i, part in enumerate(parts) for group in part.param_groups], {})
 
     @torch.no_grad()
     def step(self, closure=None):
         loss = None if closure is None else torch.enable_grad()(closure)()
-        for is_muon, part in self.parts.items():
+        for i, part in enumerate(self.parts):
             # A loaded checkpoint or a sharded model replaces state and groups, so the parts take them at each step.
             part.state = self.state
-            part.param_groups = [group for group in self.param_groups if group["muon"] == is_muon]
+            part.param_groups = [group for group in self.param_groups if group["part"] == i]
             part.step()
         return loss
 
 
 @dataclass
 class ParamGroups:
-    """All trained parameters of a model, each in one of three groups."""
+    """All trained parameters of a model, each in one of four groups."""
 
     hidden: list[nn.Parameter]
     """matrices of linear maps in levels and merges, which Muon is for"""
     linear: list[nn.Parameter]
     """matrices of other linear maps: those to logits, and of losses"""
+    tables: list[nn.Parameter]
+    """tables of embeddings, of which a step reads few rows"""
     rest: list[nn.Parameter]
-    """embeddings, norms, biases and all other parameters that are no linear map; they have no weight decay"""
+    """norms, biases and all other parameters that are no linear map; they have no weight decay"""
 
 
 def param_groups(model: nn.Module) -> ParamGroups:
     """Sort a model's parameters by the module that they belong to."""
     hidden_parts = [getattr(model, name) for name in ("levels", "merges") if hasattr(model, name)]  # peers lack them
-    hidden_weights = {weight for part in hidden_parts for weight in linear_weights(part)}
-    all_weights = linear_weights(model)
+    hidden_weights = {weight for part in hidden_parts for weight in weights_of(part, nn.Linear)}
+    all_weights = weights_of(model, nn.Linear)
+    tables = weights_of(model, HashTables)
 
-    groups = ParamGroups([], [], [])
+    groups = ParamGroups([], [], [], [])
     for parameter in model.parameters():
         if parameter in hidden_weights:
             groups.hidden.append(parameter)
         elif parameter in all_weights:
             groups.linear.append(parameter)
+        elif parameter in tables:
+            groups.tables.append(parameter)
         else:
             groups.rest.append(parameter)
     return groups
 
 
-def linear_weights(module: nn.Module) -> set[Tensor]:
-    """The matrices of all linear maps in a module."""
-    return {child.weight for child in module.modules() if isinstance(child, nn.Linear)}
+def weights_of(module: nn.Module, kind: type[nn.Linear] | type[HashTables]) -> set[Tensor]:
+    """The weights of all modules of a kind within a module."""
+    return {child.weight for child in module.modules() if isinstance(child, kind)}
 
 
-def adamw(groups: ParamGroups, config: TrainConfig) -> torch.optim.Optimizer:
+def clipped_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters whose gradients are clipped, all but tables: their optimizer divides gradients by their size."""
+    tables = weights_of(model, HashTables)
+    return [p for p in model.parameters() if p not in tables]
+
+
+def adamw(groups: ParamGroups, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """AdamW (arXiv 1711.05101)."""
     decayed = {"params": groups.hidden + groups.linear, "weight_decay": config.weight_decay}
     rest = {"params": groups.rest, "weight_decay": 0.0}
-    return torch.optim.AdamW([decayed, rest], lr=config.learning_rate, betas=config.betas, fused=True)
+    options = [group for group in (decayed, rest) if group["params"]]
+    return [torch.optim.AdamW(options, lr=config.learning_rate, betas=config.betas, fused=True)]
 
 
-def muon(groups: ParamGroups, config: TrainConfig) -> torch.optim.Optimizer:
+def muon(groups: ParamGroups, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Muon for hidden matrices, AdamW for the rest (arXiv 2502.16982)."""
-    options = [
-        {"params": groups.hidden, "weight_decay": config.weight_decay, "muon": True},
-        {"params": groups.linear, "weight_decay": config.weight_decay, "muon": False},
-        {"params": groups.rest, "weight_decay": 0.0, "muon": False},
-    ]
-    options = [group for group in options if group["params"]]
-    return MuonAdamW(options, lr=config.learning_rate, betas=config.betas)
+    if not groups.hidden:
+        return adamw(groups, config)
+    hidden = {"params": groups.hidden, "weight_decay": config.weight_decay}
+    return [Muon([hidden], lr=config.learning_rate), *adamw(replace(groups, hidden=[]), config)]
 
 
 # A new optimizer is a function, a line here and its name in `TrainConfig.optimizer`.
-OPTIMIZERS: dict[str, Callable[[ParamGroups, TrainConfig], torch.optim.Optimizer]] = {"adamw": adamw, "muon": muon}
+Build = Callable[[ParamGroups, TrainConfig], list[torch.optim.Optimizer]]
+OPTIMIZERS: dict[str, Build] = {"adamw": adamw, "muon": muon}
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """The configured optimizer for a model's parameters."""
-    return OPTIMIZERS[config.optimizer](param_groups(model), config)
+    """The configured optimizer for a model's parameters, with `RowwiseRMSprop` for its tables."""
+    groups = param_groups(model)
+    parts = OPTIMIZERS[config.optimizer](groups, config)
+    if groups.tables:
+        parts.append(RowwiseRMSprop([{"params": groups.tables}], lr=config.learning_rate, beta=config.betas[1]))
+    return Combined(parts)

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.block import Block
 from model.merge import Merge
+from model.tables import HashTables
 from training.config import Config, TrainConfig
 from training.dropout import draw_dropout_in_bulk
 from training.speed import cpu_has_fast_bf16, keep_freed_memory
@@ -142,15 +143,23 @@ def prepare(
 ) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Model and optimizer, ready to train: compiled, checkpointed and sharded as configured. Names of weights stay."""
     draw_dropout_in_bulk(model)
-    wrap_blocks(model, is_compiling(config), config.activation_checkpointing)
-
     sharded = accelerator.distributed_type == DistributedType.FSDP
+    if accelerator.device.type == "cpu" and not sharded:  # GPUs do not exchange sparse gradients, nor do shards
+        make_gradients_of_tables_sparse(model)
+    wrap_blocks(model, is_compiling(config), config.activation_checkpointing)
     if sharded and accelerator.native_amp:
         model.forward = accelerator.autocast()(model.forward)  # Accelerate omits it when it shards
     model, optimizer = accelerator.prepare(model, optimizer)
     if sharded:
         create_optimizer_state(model, optimizer)
     return model, optimizer
+
+
+def make_gradients_of_tables_sparse(model: nn.Module) -> None:
+    """Have tables of n-grams compute gradients of the rows that a step reads, a sixth of them, and step no others."""
+    for module in model.modules():
+        if isinstance(module, HashTables):
+            module.sparse = True
 
 
 def is_compiling(config: TrainConfig) -> bool:

@@ -19,7 +19,7 @@ from benchmarks.speed.timing import median, spread, time_in_turns
 from benchmarks.tables import format_table
 from training.config import Config
 from training.optimizer import build_optimizer, by_shape, orthogonalise
-from training.parallel import wrap_blocks
+from training.parallel import make_gradients_of_tables_sparse, wrap_blocks
 
 
 @dataclass(frozen=True)
@@ -99,6 +99,8 @@ def time_optimizer(config: Config, options: Options) -> dict[str, dict[str, floa
     orthogonalisation of other optimizers takes about none.
     """
     contender = contenders.ours(**config.model.to_dict()).to(options.device).train()
+    if options.device == "cpu":
+        make_gradients_of_tables_sparse(contender)
     optimizer = build_optimizer(contender.model, config.train)
     ids = random_ids(config.train.batch_size, config.model.seq_len, options.device)
     gradients = torch.autograd.grad(contender.loss(ids), list(contender.parameters()), allow_unused=True)
@@ -112,7 +114,7 @@ def time_optimizer(config: Config, options: Options) -> dict[str, dict[str, floa
     @torch.no_grad()
     def orthogonalise_all() -> None:
         for group in optimizer.param_groups:
-            if group.get("muon"):
+            if "ns_steps" in group:  # Muon's
                 for matrices in by_shape(group["params"]):
                     orthogonalise(matrices, group)
 

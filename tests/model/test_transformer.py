@@ -130,8 +130,8 @@ def test_ngram_dropout_drops_whole_embeddings_independently_and_only_in_training
     config = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8, "ngrams": (2, 3), "ngram_dropout": 0.25}
     model, seen = build(config), []
     torch.nn.init.zeros_(model.embedding.byte_emb.weight)
-    for emb, value in zip(model.embedding.ngram_embs, (3.0, 30.0), strict=True):
-        torch.nn.init.constant_(emb.weight, value)
+    for table, value in zip(model.embedding.ngram_emb.weight.chunk(2), (3.0, 30.0), strict=True):
+        torch.nn.init.constant_(table, value)
     model.levels[0].compress.register_forward_hook(lambda module, args, output: seen.append(args[0]))
     for training in (False, True):
         model.train(training)(torch.randint(0, 256, (16, 250)))

@@ -18,6 +18,7 @@ from model import HierarchicalTransformer
 from training.config import TrainConfig
 from training.dropout import draw_dropout_in_bulk
 from training.optimizer import build_optimizer
+from training.parallel import make_gradients_of_tables_sparse
 from training.step import Trainer, train_step
 
 GOLDEN = Path(__file__).with_name("golden_curve.json")
@@ -55,6 +56,7 @@ def loss_curve(dtype: torch.dtype = torch.float32, **changes) -> list[float]:
 
     model = HierarchicalTransformer(**MODEL).to(dtype)
     draw_dropout_in_bulk(model)
+    make_gradients_of_tables_sparse(model)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
     data = np.frombuffer(text.encode(), np.uint8)
     trainer = Trainer(accelerator, model, build_optimizer(model, config), config, data, MODEL["seq_len"])

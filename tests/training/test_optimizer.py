@@ -6,8 +6,18 @@ import torch
 from torch import nn
 
 from model import HierarchicalTransformer
+from model.tables import HashTables
 from training.config import TrainConfig
-from training.optimizer import OPTIMIZERS, Muon, build_optimizer, orthogonal, param_groups
+from training.optimizer import (
+    OPTIMIZERS,
+    TABLE_RATE,
+    Muon,
+    RowwiseRMSprop,
+    build_optimizer,
+    clipped_parameters,
+    orthogonal,
+    param_groups,
+)
 
 COEFFICIENTS = (3.4445, -4.775, 2.0315)  # the default of torch.optim.Muon
 
@@ -70,8 +80,11 @@ def test_every_parameter_is_in_one_group_by_its_module():
     )
     groups = param_groups(model)
     names = {parameter: name for name, parameter in model.named_parameters()}
-    hidden, linear, rest = ({names[p] for p in group} for group in (groups.hidden, groups.linear, groups.rest))
-    assert sorted([*hidden, *linear, *rest]) == sorted(names.values())
+    every = (groups.hidden, groups.linear, groups.tables, groups.rest)
+    hidden, linear, tables, rest = ({names[p] for p in group} for group in every)
+    assert sorted([*hidden, *linear, *tables, *rest]) == sorted(names.values())
+    assert tables == {"embedding.ngram_emb.weight"}  # matches read most rows of theirs in each step
+    assert set(names) - set(clipped_parameters(model)) == set(groups.tables)
     assert all(name.startswith(("levels.", "merges.")) and name.endswith(".weight") for name in hidden)
     assert "to_logits.weight" in linear and any(name.startswith("losses.") for name in linear)
     assert not any(name.startswith(("levels.", "merges.")) for name in linear)
@@ -93,3 +106,40 @@ def test_every_optimizer_has_its_name_in_the_config_and_lowers_a_loss(name):
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_sparse_gradient_of_a_table_steps_as_a_dense_one_does(passes):
+    torch.manual_seed(0)
+    tables = [HashTables(3, 20, 8), HashTables(3, 20, 8)]
+    tables[1].load_state_dict(tables[0].state_dict())
+    tables[0].sparse = True
+    optimizers = [RowwiseRMSprop([{"params": list(each.parameters())}], lr=0.01, beta=0.9) for each in tables]
+    for _ in range(6):
+        batches = [(torch.randint(0, 20, (2, 5, 3)), torch.randn(2, 5, 8)) for _ in range(passes)]
+        for each, optimizer in zip(tables, optimizers, strict=True):
+            for rows, grad in batches:
+                each.sum_of_rows(rows).backward(grad)
+            assert each.weight.grad.is_sparse == each.sparse
+            optimizer.step()
+            optimizer.zero_grad()
+    torch.testing.assert_close(tables[0].weight, tables[1].weight)
+    states = [optimizer.state[each.weight]["mean_square"] for each, optimizer in zip(tables, optimizers, strict=True)]
+    torch.testing.assert_close(*states)
+
+
+def test_a_row_of_a_table_moves_only_in_steps_that_read_it_and_then_by_the_rate():
+    """In the first step that reads it by a root mean square of the rate itself, as that of a running average is g."""
+    table = HashTables(1, 10, 4)
+    table.sparse = True
+    optimizer = RowwiseRMSprop([{"params": [table.weight]}], lr=0.01, beta=0.9)
+    squares, expected = {}, table.weight.detach().clone()
+    for step, row in enumerate([3, 5, 3, 3, 7]):
+        grad = torch.full((1, 1, 4), 10.0**step) * torch.tensor([1.0, -1.0, 1.0, 1.0])
+        table.sum_of_rows(torch.tensor([[[row]]])).backward(grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        square = 100.0**step
+        squares[row] = square if row not in squares else 0.9 * squares[row] + 0.1 * square
+        expected[row] -= 0.01 * TABLE_RATE * grad[0, 0] / squares[row] ** 0.5
+        torch.testing.assert_close(table.weight.detach(), expected)

@@ -1,0 +1,58 @@
+"""Tables of embeddings: sums of rows, and gradients of the rows that were read."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Tables(nn.EmbeddingBag):
+    """Several tables of as many rows in one weight, one after another."""
+
+    def __init__(self, count: int, rows: int, dim: int):
+        super().__init__(count * rows, dim, mode="sum")
+        self.rows = rows
+
+    def sum_of_rows(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The sum of one row of each table: (b n tables) -> (b n d).
+
+        Args:
+            rows: the row of each table, counted from its first.
+            weights: what each of them is multiplied by (b n tables), or None for 1.
+        """
+        starts = torch.arange(rows.shape[-1], device=rows.device) * self.rows
+        shape, rows = rows.shape, (rows + starts).flatten(0, 1)
+        weights = None if weights is None else weights.flatten(0, 1)
+        sums = SparseSum.apply(self.weight, rows, weights) if self.sparse else self(rows, per_sample_weights=weights)
+        return sums.unflatten(0, shape[:2])
+
+
+class HashTables(Tables):
+    """Tables of which a text reads few rows often and most rows seldom, as those of n-grams are."""
+
+
+class SparseSum(torch.autograd.Function):
+    """`F.embedding_bag(rows, table, mode="sum", sparse=True)`, whose gradient names each row once.
+
+    PyTorch's names a row as often as it was read, with a copy of the output's gradient each time. Here those of equal
+    rows are summed first, which is a sum of rows again: of the output's gradient (benchmarks/LOG.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor, weights: Tensor | None) -> Tensor:
+        """Sums (m d) of rows (m k), each times its weight (m k)."""
+        ctx.save_for_backward(rows, weights)
+        ctx.table_shape = table.shape
+        return F.embedding_bag(rows, table, mode="sum", per_sample_weights=weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # ty: ignore[incompatible-method-override]
+        rows, weights = ctx.saved_tensors
+        in_order, place = rows.flatten().sort()
+        touched, counts = torch.unique_consecutive(in_order, return_counts=True)
+        weights = None if weights is None else weights.flatten()[place]
+        first = counts.cumsum(0) - counts
+        sums = F.embedding_bag(place // rows.shape[1], grad, first, mode="sum", per_sample_weights=weights)
+        table_grad = torch.sparse_coo_tensor(touched[None], sums, ctx.table_shape, check_invariants=False)
+        return table_grad, None, None
