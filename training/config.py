@@ -38,9 +38,10 @@ class TrainConfig:
     gradient_accumulation_steps: int = 1
     """forward and backward passes whose gradients are averaged for one optimizer step"""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """adamw, or muon for the matrices of levels and merges and adamw for the rest (arXiv 2502.16982)"""
+    """adamw, or muon for the matrices of levels and merges and adamw for the rest (arXiv 2502.16982); tables of n-grams
+    have an optimizer of their own, which steps the rows that were read (`RowwiseRMSprop`)"""
     learning_rate: float = 1e-3
-    """peak learning rate, for both optimizers"""
+    """peak learning rate, for all optimizers"""
     min_learning_rate: float = 1e-4
     """learning rate that the schedule reaches after max_steps"""
     schedule: Literal["cosine", "linear"] = "cosine"
@@ -50,9 +51,9 @@ class TrainConfig:
     weight_decay: float = 0.1
     """weight decay of matrices; embeddings, norms and biases have none"""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's decay rates for the running averages of gradients and of squared gradients"""
+    """AdamW's decay rates for the running averages of gradients and of squared gradients, the second for tables, too"""
     grad_clip: float = 1.0
-    """the gradient is scaled down to this L2 norm if it is larger; 0 = no clipping"""
+    """the gradient, but for that of n-gram tables, is scaled down to this L2 norm if it is larger; 0 = no clipping"""
     max_skipped_steps: int = 10
     """steps with a loss or gradient that is not finite are skipped; after this many in a row the run stops"""
     seed: int = 0
