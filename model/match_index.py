@@ -1,20 +1,17 @@
 """An index of a text's contexts: what generation keeps to look up one more byte without reading the text again.
 
 Each context of each byte belongs to a bucket. The places in a bucket form a chain, from the latest backwards, as in
-gzip (RFC 1951, section 4), and a context is looked up by following the chain of its bucket. That is plain Python: a few
-steps for each context, where operations on tensors, which cannot stop early, would take thousands.
+gzip (RFC 1951, section 4), and a context is looked up by following the chain of its bucket (model/match_loops.py).
 """
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.matches import NON_NEGATIVE, MatchModel, letters, read_words
-from model.ngrams import FACTOR, MIX
-
-LETTERS = letters(torch.arange(256)).tolist()  # by byte: its letter in lower case, 0 for a gap
+from model.matches import NON_NEGATIVE, MatchModel, read_words
 
 
 @dataclass
@@ -45,46 +42,13 @@ class MatchIndex:
 
         Returns the same as the model's pass over all bytes so far, for this one: (b 1 contexts·per_context).
         """
-        slots = model.max_distance
-        slot = place % slots
-        reach = max(0, place + 1 - slots)  # a context counts if it starts there or later
-        longest_order = max(model.orders, default=0)
-        views = (self.ids, self.hashed, self.starts, self.earlier, self.latest)
-        texts, hashes, starts, earlier, latest = (memoryview(t.view(-1).numpy()) for t in views)
+        from model.match_loops import add_bytes  # compiled when it is first needed
 
-        all_words = self.words.tolist()
-        all_found = []
-        chains = 0  # where the chains of a row and context begin in the flattened tensors
-        for row, (byte, words) in enumerate(zip(ids[:, 0].tolist(), all_words, strict=True)):
-            text = row * slots
-            texts[text + slot] = byte
-            recent = [texts[text + (place - back) % slots] for back in range(longest_order)]
-            contexts = ngrams_at(place, recent, model.orders)
-            contexts += words_at(place, byte, words, model.word_counts)
-            found = []
-            for hashed, start in contexts:
-                # Follow the chain.
-                bucket = chains + hashed % slots
-                newest = candidate = latest[bucket]
-                missing = model.per_context
-                while missing and candidate >= reach:
-                    its_slot = chains + candidate % slots
-                    if hashes[its_slot] == hashed:
-                        next_byte = texts[text + (candidate + 1) % slots]
-                        found.append(1 + next_byte if starts[its_slot] >= reach else 0)
-                        missing -= 1
-                    candidate = earlier[its_slot]
-                found += [0] * missing
-
-                # Put this place in front of it.
-                hashes[chains + slot] = hashed
-                starts[chains + slot] = start
-                earlier[chains + slot] = newest
-                latest[bucket] = place
-                chains += slots
-            all_found.append(found)
-        self.words.copy_(torch.tensor(all_words))
-        return torch.tensor(all_found, dtype=torch.long, device=ids.device).view(len(ids), 1, -1)
+        found = torch.zeros(len(ids), self.hashed.shape[1], model.per_context, dtype=torch.long)
+        views = (self.ids, self.hashed, self.starts, self.earlier, self.latest, self.words, found)
+        orders, word_counts = (np.array(values, dtype=np.int64) for values in (model.orders, model.word_counts))
+        add_bytes(ids[:, 0].cpu().numpy(), place, orders, word_counts, *(t.numpy() for t in views))
+        return found.flatten(1).unsqueeze(1).to(ids.device)
 
 
 def index_text(model: MatchModel, ids: Tensor) -> MatchIndex:
@@ -119,43 +83,3 @@ def into_slots(t: Tensor, slots: int, n: int) -> Tensor:
     """The last entries of t (… m), of n in all, entry i in slot i modulo `slots`: (… slots)."""
     last = F.pad(t, (max(0, slots - t.shape[-1]), 0))[..., -slots:]
     return last.roll(n % slots, dims=-1)
-
-
-def ngrams_at(place: int, recent: list[int], orders: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Hash and first byte of each n-gram that ends at a byte, as `matches.ngram_contexts`.
-
-    Args:
-        recent: this byte and those before it, the latest first.
-    """
-    contexts = []
-    hashed = recent[0] if recent else 0
-    for order, earlier in enumerate(recent[1:], start=2):
-        hashed = (hashed * FACTOR + earlier + order) & NON_NEGATIVE
-        if order in orders:
-            contexts.append((hashed, place - order + 1))
-    return contexts
-
-
-def words_at(place: int, byte: int, words: list[list[int]], counts: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Hash and first byte of each context of words that ends at a byte, as `matches.word_contexts`.
-
-    Args:
-        words: gap and hash of the word so far and of whole words before it, at the byte before; changed to this byte's.
-    """
-    letter = LETTERS[byte] if byte < len(LETTERS) else byte
-    if letter:
-        words[0][1] = (words[0][1] * FACTOR + letter) & NON_NEGATIVE
-    else:
-        if words[0][0] < place - 1:  # this gap ends a word
-            words.insert(0, [place, 0])
-            words.pop()
-        words[0] = [place, 0]
-
-    contexts = []
-    hashed = words[0][1] if letter else (-byte - 1) & NON_NEGATIVE
-    for count, (gap, word) in enumerate(words):
-        if count > 0:
-            hashed = (hashed * MIX + word) & NON_NEGATIVE
-        if count in counts:
-            contexts.append((hashed, gap))
-    return contexts

@@ -29,6 +29,7 @@ INNER = {
     ("model.merge", "Merge"),
     ("model.merge", "LinearMerge"),
     ("model.segments", "align"),
+    ("model.tables", "HashTables"),
 }
 
 

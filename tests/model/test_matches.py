@@ -1,3 +1,7 @@
+import os
+import subprocess
+import sys
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -98,3 +102,16 @@ def test_words_match_whatever_is_between_them():
     assert found[0, -1].tolist() == [1 + ord("a")] * 4
     found = MatchModel((3,), (0, 1, 2), 1, 99)(torch.tensor([list(text[:-1])]))
     assert found[0, -1].tolist() == [0, 1 + ord("C"), 1 + ord("s"), 1 + ord("s")]
+
+
+def test_loops_run_where_no_folder_can_keep_their_compiled_code():
+    program = """
+import torch
+from model.match_index import index_text
+from model.matches import MatchModel
+model, ids = MatchModel((3,), (), 1, 9), torch.tensor([[1, 2, 3, 4, 1, 2, 3]])
+print(index_text(model, ids[:, :6]).add(model, ids[:, 6:], 6).tolist())
+"""
+    nowhere = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "_ZipCacheLocator"}  # for code in zip files alone
+    done = subprocess.run([sys.executable, "-c", program], env=nowhere, capture_output=True, text=True)
+    assert done.stdout.strip() == "[[[5]]]", done.stderr  # 1 + the 4 that followed
