@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from model import HierarchicalTransformer
+from training.optimizer import parameters_but_tables
 from training.parallel import full_tensor
 from training.speed import matmul_peak
 from training.step import StepResult
@@ -85,11 +86,12 @@ def peak_memory(device: torch.device) -> int:
 class UpdateRatio:
     """How far the optimizer moves the weights: the norm of a step's change over the norm of the weights before it.
 
-    Create it before the step, and `read` it afterwards.
+    Tables of n-grams do not count. They have most of the weights, few of which change in a step, and a copy of them takes
+    longer than the step. Create it before the step, and `read` it afterwards.
     """
 
     def __init__(self, model: nn.Module):
-        self.parameters = list(model.parameters())
+        self.parameters = parameters_but_tables(model)
         self.before = [p.detach().clone() for p in self.parameters]
 
     def read(self) -> float:

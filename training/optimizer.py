@@ -240,8 +240,8 @@ def weights_of(module: nn.Module, kind: type[nn.Linear] | type[HashTables]) -> s
     return {child.weight for child in module.modules() if isinstance(child, kind)}
 
 
-def clipped_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters whose gradients are clipped, all but tables: their optimizer divides gradients by their size."""
+def parameters_but_tables(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters but tables, whose gradients may be sparse, and are divided by their size rather than clipped."""
     tables = weights_of(model, HashTables)
     return [p for p in model.parameters() if p not in tables]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from data import batch, sequence_starts
 from model import Losses
 from training.config import TrainConfig
-from training.optimizer import clipped_parameters
+from training.optimizer import parameters_but_tables
 from training.parallel import full_tensor
 from training.schedules import learning_rate, set_learning_rate
 from training.stop_signal import StopSignal
@@ -111,7 +111,7 @@ def train_step(trainer: Trainer, step: int) -> StepResult:
             totals[name] = totals[name] + share if name in totals else share
 
     # -- the gradient's norm, before it is clipped; 0 in the config means no clipping
-    norm = full_tensor(accelerator.clip_grad_norm_(clipped_parameters(trainer.model), config.grad_clip or inf))
+    norm = full_tensor(accelerator.clip_grad_norm_(parameters_but_tables(trainer.model), config.grad_clip or inf))
 
     # -- one exchange between processes for everything that they must agree on
     signal = trainer.stop_signal
