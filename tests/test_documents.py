@@ -18,7 +18,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from tests.conftest import ROOT
-from training.config import Config
+from training.config import Config, load_config
 
 PROGRAMS = {"train.py", "evaluate.py", "generate.py", "plot.py"}
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,6 +28,7 @@ INLINE_CODE = re.compile(r"`([^`\n]+)`")
 FOLDERS = ("benchmarks", "configs", "data", "docs", "evaluation", "examples", "model", "tests", "training", "utils")
 # Paths in inline code: those with a folder of ours, and the files next to README.md.
 PATH = re.compile(rf"(?:(?:{'|'.join(FOLDERS)})(?:/[\w.-]+)+/?|\.ci/run|(?:train|evaluate|generate|plot)\.py)")
+ADDED = ("max", "float64", "sgd")  # values that CONTRIBUTING.md shows how to add
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
 
 
@@ -124,6 +125,18 @@ def test_commands_name_files_flags_and_settings_that_exist(document):
         assert flags <= known_flags(words[position]), words
         if words[:2] == ["accelerate", "launch"]:
             assert {word for word in words[2:position] if word.startswith("--")} <= flags_of_launcher, words
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_settings_in_commands_fit_the_config_that_they_change(document):
+    for words in commands(document):
+        if "train.py" not in words:
+            continue
+        arguments = words[words.index("train.py") + 1 :]
+        options = [word for word in arguments if word.startswith(("--model.", "--train."))]
+        if "--config" in arguments and not any(word.partition("=")[2] in ADDED for word in options):
+            config = arguments[arguments.index("--config") + 1]
+            load_config(["--config", str(ROOT / config), *options])  # exits on a mistake
 
 
 def test_the_examples_of_the_readme_compile():

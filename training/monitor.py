@@ -86,8 +86,8 @@ def peak_memory(device: torch.device) -> int:
 class UpdateRatio:
     """How far the optimizer moves the weights: the norm of a step's change over the norm of the weights before it.
 
-    Tables of n-grams do not count. They have most of the weights, few of which change in a step, and a copy of them takes
-    longer than the step. Create it before the step, and `read` it afterwards.
+    Tables of n-grams do not count. They have most of the weights, few of which change in a step, and a copy of them
+    takes longer than the step. Create it before the step, and `read` it afterwards.
     """
 
     def __init__(self, model: nn.Module):
