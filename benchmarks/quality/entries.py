@@ -46,7 +46,7 @@ SIZES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
 }
 CONTENDERS = list(dict.fromkeys(contender for contender, _ in SIZES))
 
-# Layers over words, made of what is looked up at the end of each, before a layer of the bytes that sees 64 bytes back.
+# Layers over words, made of what is known at the end of each.
 WORDS: dict[str, Any] = {
     "hierarchies": (1, 7),
     "boundaries": "words",
@@ -55,7 +55,22 @@ WORDS: dict[str, Any] = {
     "window_sizes": (64, 128),
     "attn_depth": (1, None),
 }
-SMALL_FLAT: dict[str, Any] = FLAT | {"window_sizes": 64, "attn_depth": 1}
+
+# On a text that is read once nothing is dropped, and tables are large, as size costs memory alone.
+READ_ONCE: dict[str, Any] = FLAT | {
+    "ngrams": (2, 3, 4, 5, 6, 8),
+    "ngram_buckets": 65536,
+    "ngram_dropout": 0.0,
+    "dropout": 0.0,
+}
+SMALL_FLAT: dict[str, Any] = READ_ONCE | {"window_sizes": 64, "attn_depth": 1}
+# Layers over units of six bytes, before layers of the bytes that do not attend.
+UNITS: dict[str, Any] = READ_ONCE | {
+    "hierarchies": (1, 6),
+    "merge_type": "linear",
+    "window_sizes": (0, 128),
+    "attn_depth": None,
+}
 
 # What `benchmarks.quality.frontier` races: our own models, by contender and size, with their arguments in addition to
 # those of SHARED. Three sizes of each contender. Within minutes small ones win (benchmarks/LOG.md).
@@ -63,9 +78,9 @@ FRONTIER_SIZES: dict[tuple[str, str], dict[str, Any]] = {
     ("flat", "128 × 1"): SMALL_FLAT | {"depth": 1},
     ("flat", "128 × 2"): SMALL_FLAT | {"depth": 2},
     ("flat", "128 × 3"): SMALL_FLAT | {"depth": 3},
-    ("hierarchical", "128 × 1, 1"): FLAT | WORDS | {"depth": ((1,), (0,)), "merge_layers": (0,)},
-    ("hierarchical", "128 × 1, 2"): FLAT | WORDS | {"depth": ((2,), (0, 1)), "merge_layers": (1,)},
-    ("hierarchical", "128 × 2, 2"): FLAT | WORDS | {"depth": ((2, 3), (0, 1)), "merge_layers": (1,)},
+    ("hierarchical", "128 × 1, 1"): UNITS | {"depth": ((1,), (0,)), "merge_layers": (0,)},
+    ("hierarchical", "128 × 2, 1"): UNITS | {"depth": ((1, 2), (0,)), "merge_layers": (0,)},
+    ("hierarchical", "128 × 2, 2"): UNITS | {"depth": ((2, 3), (0, 1)), "merge_layers": (1,)},
 }
 
 # What `benchmarks.quality.use_at_scale` compares: bytes that see 128 bytes back, around words that see all words before
