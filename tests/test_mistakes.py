@@ -287,7 +287,7 @@ def test_a_wrong_vocabulary_is_reported_along_with_other_mistakes(capsys):
 
 def test_flags_override_config_files_in_any_order():
     assert load_config(["--train.max_steps=3", *CONFIG, "--train.seed", "4"]).train.max_steps == 3
-    assert load_config([*CONFIG]).train.max_steps == 800
+    assert load_config([*CONFIG]).train.max_steps == 1200
 
 
 def test_a_printed_config_can_be_used(tmp_path, capsys):
