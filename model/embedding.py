@@ -21,9 +21,7 @@ class ByteEmbedding(nn.Module):
 
     def __init__(self, config: ModelConfig):
         super().__init__()
-        self.num_tokens = config.num_tokens
         self.ngrams = config.ngrams
-        self.ngram_buckets = config.ngram_buckets
         num_matches = config.matches_per_context * len(config.matches + config.word_matches)
         dim = config.embedding_dim
 
@@ -47,7 +45,7 @@ class ByteEmbedding(nn.Module):
             cache.recent_ids = with_history[:, n:].clone()
 
         if self.ngram_emb is not None:
-            buckets = ngram_buckets(with_history, self.ngrams, self.ngram_buckets, n)
+            buckets = ngram_buckets(with_history, self.ngrams, self.ngram_emb.rows, n)
             x = x + self.embed_ngrams(self.ngram_emb, torch.stack(list(buckets), dim=-1))
         if self.match_emb is not None:
             x = x + self.match_emb.sum_of_rows(self.find_matches(ids, cache))

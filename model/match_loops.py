@@ -52,8 +52,8 @@ def add_bytes(new, place, orders, word_counts, ids, hashed, starts, earlier, lat
             while count < word_counts[i]:
                 count += 1
                 word = (word * MIX + words[row, count, 1]) & NON_NEGATIVE
-            start, context = words[row, count, 0], len(orders) + i
-            add_context(word, start, place, row, context, ids, hashed, starts, earlier, latest, found)
+            start = words[row, count, 0]
+            add_context(word, start, place, row, len(orders) + i, ids, hashed, starts, earlier, latest, found)
 
 
 @compiled

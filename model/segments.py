@@ -39,7 +39,7 @@ class Units(Protocol):
 
     @property
     def real(self) -> Tensor | None:
-        """Which units exist, (b k) bool; None if all do. A row with fewer units than k has its own first."""
+        """Which units exist, (b k) bool; None if all do. In a row with fewer than k units they come first."""
 
     def down(self, x: Tensor) -> Tensor:
         """Bytes to units: features (b n …) at the last byte of each unit, (b k …)."""

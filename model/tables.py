@@ -22,10 +22,14 @@ class Tables(nn.EmbeddingBag):
             weights: what each of them is multiplied by (b n tables), or None for 1.
         """
         starts = torch.arange(rows.shape[-1], device=rows.device) * self.rows
-        shape, rows = rows.shape, (rows + starts).flatten(0, 1)
-        weights = None if weights is None else weights.flatten(0, 1)
-        sums = SparseSum.apply(self.weight, rows, weights) if self.sparse else self(rows, per_sample_weights=weights)
-        return sums.unflatten(0, shape[:2])
+        all_rows = (rows + starts).flatten(0, 1)
+        if weights is not None:
+            weights = weights.flatten(0, 1)
+        if self.sparse:
+            sums = SparseSum.apply(self.weight, all_rows, weights)
+        else:
+            sums = self(all_rows, per_sample_weights=weights)
+        return sums.unflatten(0, rows.shape[:2])
 
 
 class HashTables(Tables):
@@ -49,10 +53,14 @@ class SparseSum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # ty: ignore[incompatible-method-override]
         rows, weights = ctx.saved_tensors
+        # Bring reads of the same row together.
         in_order, place = rows.flatten().sort()
         touched, counts = torch.unique_consecutive(in_order, return_counts=True)
-        weights = None if weights is None else weights.flatten()[place]
-        first = counts.cumsum(0) - counts
+        first = counts.cumsum(0) - counts  # where the reads of each row begin
+
+        # Sum the gradients of their outputs.
+        if weights is not None:
+            weights = weights.flatten()[place]
         sums = F.embedding_bag(place // rows.shape[1], grad, first, mode="sum", per_sample_weights=weights)
         table_grad = torch.sparse_coo_tensor(touched[None], sums, ctx.table_shape, check_invariants=False)
         return table_grad, None, None

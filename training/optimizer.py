@@ -210,9 +210,9 @@ class ParamGroups:
     linear: list[nn.Parameter]
     """matrices of other linear maps: those to logits, and of losses"""
     tables: list[nn.Parameter]
-    """tables of embeddings, of which a step reads few rows"""
+    """tables of n-grams, of which a step reads few rows"""
     rest: list[nn.Parameter]
-    """norms, biases and all other parameters that are no linear map; they have no weight decay"""
+    """other embeddings, norms, biases and all other parameters that are no linear map; they have no weight decay"""
 
 
 def param_groups(model: nn.Module) -> ParamGroups:

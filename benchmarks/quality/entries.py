@@ -46,16 +46,6 @@ SIZES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
 }
 CONTENDERS = list(dict.fromkeys(contender for contender, _ in SIZES))
 
-# Layers over words, made of what is known at the end of each.
-WORDS: dict[str, Any] = {
-    "hierarchies": (1, 7),
-    "boundaries": "words",
-    "compress_type": "last",
-    "merge_type": "linear",
-    "window_sizes": (64, 128),
-    "attn_depth": (1, None),
-}
-
 # On a text that is read once nothing is dropped, and tables are large, as size costs memory alone.
 READ_ONCE: dict[str, Any] = FLAT | {
     "ngrams": (2, 3, 4, 5, 6, 8),
@@ -91,14 +81,16 @@ BASE_WORDS: dict[str, Any] = {
     "dim": (384, 768),
     "heads": (6, 12),
     "hierarchies": (1, 6),
+    "boundaries": "words",
+    "compress_type": "last",
     "compress_from": "states",
+    "merge_type": "linear",
     "depth": ((0, 1, 6, 7), (2, 3, 4, 5)),
     "merge_layers": (5,),
     "window_sizes": (128, None),
-    "attn_depth": None,
 }
 BASE_FLAT: dict[str, Any] = {"dim": 384, "heads": 6, "hierarchies": 1}
-BASE_SCALE: dict[str, dict[str, Any]] = {"words": BASE_SHARED | WORDS | BASE_WORDS} | {
+BASE_SCALE: dict[str, dict[str, Any]] = {"words": BASE_SHARED | BASE_WORDS} | {
     f"{kind}, {depth} layers": BASE_SHARED | BASE_FLAT | {"window_sizes": window, "depth": depth}
     for kind, window in FLAT_KINDS.items()
     for depth in (2, 3, 4, 5, 6, 8)
