@@ -29,7 +29,7 @@ from model.generation.load import load_model
 from model.generation.prepare import prepare_for_generation
 from training.command_line import parse_as, user_errors
 from training.config import Config, TrainConfig, WandbConfig
-from training.parallel import build_accelerator, main_process_first
+from training.parallel import build_accelerator, main_process_first, prepare_process
 from training.reading import load_settings
 from training.record import changed_splits, read_corpora
 from utils.errors import Mistake, UserError
@@ -83,6 +83,7 @@ def main(argv: list[str] | None = None) -> None:
         # -- the model and the text
         float32 = Config(train=TrainConfig(mixed_precision="no"), wandb=WandbConfig(mode="disabled"))
         accelerator = build_accelerator(float32)
+        prepare_process(accelerator.device)
         if args.verify and accelerator.num_processes > 1:
             raise UserError("--verify needs a single process")
         model = load_model(user_path(args.run_dir), args.device or str(accelerator.device))

@@ -13,6 +13,7 @@ from data import open_corpus
 from data.text import to_text
 from evaluation.bits_per_byte import validation_bits_per_byte
 from training.checkpoints import save_best_model, save_checkpoint
+from training.choices import make_choices
 from training.command_line import user_errors
 from training.config import load_config
 from training.monitor import UpdateRatio
@@ -36,7 +37,8 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(argv)
     with ExitStack() as held, user_errors():
         # -- check the machine, the run directory, the dashboards and the data, before anything is written
-        accelerator = build_accelerator(config)
+        choices = make_choices(config)
+        accelerator = build_accelerator(choices.settle(config))
         if is_compiling(config.train):
             check_compiler("train.compile", accelerator.device.type)
         with main_process_first(accelerator):
@@ -51,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 
         # -- train
         with run_errors(config.folder):
-            run = start_run(config, accelerator, corpus, trackers)
+            run = start_run(config, choices, accelerator, corpus, trackers)
             train(run)
 
         # -- how it ended

@@ -2,12 +2,14 @@
 
 __all__ = [
     "checkpoints",
+    "choices",
     "code_version",
     "command_line",
     "completion",
     "config",
     "dropout",
     "init_from",
+    "measuring",
     "monitor",
     "optimizer",
     "parallel",

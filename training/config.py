@@ -59,7 +59,9 @@ class TrainConfig:
     seed: int = 0
     """seed of the weights, batches, dropout and samples"""
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
-    """auto = what `accelerate launch` was told, else bf16 if the GPU or CPU is faster in it, else no"""
+    """auto = what `accelerate launch` was told, else the one of no and bf16 that is measured to be faster"""
+    muon_precision: Literal["auto", "no", "bf16"] = "auto"
+    """precision of muon's products: auto = bf16 on a GPU, and on a CPU the one that is measured to be faster"""
     tf32: bool = False
     """let a GPU multiply float32 matrices in TF32: faster, but with 10 bits of mantissa"""
     compile: bool = False

@@ -9,22 +9,23 @@ from torch import Tensor, nn
 
 from model.tables import HashTables
 from training.config import TrainConfig
-from training.speed import cpu_has_fast_bf16
 
 TABLE_RATE = 3  # the rate of tables, as a multiple of the learning rate (benchmarks/LOG.md)
 SMALLEST = torch.finfo(torch.float32).tiny
+MUON_DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "no": torch.float32}  # auto: where nobody has measured
 
 
 class Muon(torch.optim.Muon):
     """Muon (arXiv 2502.16982), with updates as large as AdamW's, so that one learning rate fits both.
 
-    PyTorch's, except that matrices of the same shape are orthogonalised together, and on a CPU in the precision that it
-    is faster in. A GPU takes longer to launch the many small products of a single matrix than to compute them. A CPU
-    with nothing newer than AVX2 takes longer for products in bfloat16 than for the rest of a step.
+    PyTorch's, except that matrices of the same shape are orthogonalised together, and in bfloat16 or float32. A GPU
+    takes longer to launch the many small products of a single matrix than to compute them. A CPU with nothing newer
+    than AVX2 takes longer for products in bfloat16 than for the rest of a step.
     """
 
-    def __init__(self, params: list[dict], lr: float):
+    def __init__(self, params: list[dict], lr: float, dtype: torch.dtype = torch.bfloat16):
         super().__init__(params, lr=lr, adjust_lr_fn="match_rms_adamw")
+        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -46,7 +47,7 @@ class Muon(torch.optim.Muon):
         directions = list(torch._foreach_lerp(grads, buffers, group["momentum"]))
 
         # all of them orthogonalised at once
-        updates = orthogonalise(directions, group)
+        updates = orthogonalise(directions, self.dtype, group)
 
         # weight decay, then the update, scaled to the root mean square of AdamW's
         torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
@@ -62,16 +63,11 @@ def by_shape(matrices: list[Tensor]) -> list[list[Tensor]]:
     return list(same_shape.values())
 
 
-def orthogonalise(matrices: list[Tensor], group: dict) -> list[Tensor]:
-    """`orthogonal` of matrices of one shape (m n), by the settings of a parameter group of Muon, in their own dtype."""
-    stacked = torch.stack(matrices).to(product_dtype(matrices[0].device))
+def orthogonalise(matrices: list[Tensor], dtype: torch.dtype, group: dict) -> list[Tensor]:
+    """`orthogonal` of matrices of one shape (m n), in a dtype, by the settings of a parameter group of Muon."""
+    stacked = torch.stack(matrices).to(dtype)
     result = orthogonal(stacked, group["ns_coefficients"], group["ns_steps"], group["eps"])
     return list(result.to(matrices[0].dtype).unbind())
-
-
-def product_dtype(device: torch.device) -> torch.dtype:
-    """The precision of Muon's products on a device: bfloat16, or float32 on a CPU that is faster in it."""
-    return torch.bfloat16 if device.type != "cpu" or cpu_has_fast_bf16() else torch.float32
 
 
 def orthogonal(t: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
@@ -259,7 +255,8 @@ def muon(groups: ParamGroups, config: TrainConfig) -> list[torch.optim.Optimizer
     if not groups.hidden:
         return adamw(groups, config)
     hidden = {"params": groups.hidden, "weight_decay": config.weight_decay}
-    return [Muon([hidden], lr=config.learning_rate), *adamw(replace(groups, hidden=[]), config)]
+    dtype = MUON_DTYPES[config.muon_precision]
+    return [Muon([hidden], config.learning_rate, dtype), *adamw(replace(groups, hidden=[]), config)]
 
 
 # A new optimizer is a function, a line here and its name in `TrainConfig.optimizer`.

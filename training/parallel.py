@@ -16,7 +16,6 @@ from accelerate.utils import (
     TorchDynamoPlugin,
     gather_object,
     is_bf16_available,
-    parse_flag_from_env,
 )
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -27,7 +26,7 @@ from model.merge import Merge
 from model.tables import HashTables
 from training.config import Config, TrainConfig
 from training.dropout import draw_dropout_in_bulk
-from training.speed import cpu_has_fast_bf16, keep_freed_memory
+from training.speed import keep_freed_memory
 from training.threads import set_threads
 from utils.errors import Mistake, UserError
 
@@ -35,12 +34,14 @@ T = TypeVar("T")
 
 
 def build_accelerator(config: Config) -> Accelerator:
-    """An Accelerator for the configured precision and accumulation, and on a CPU the threads of `set_threads`.
+    """An Accelerator for the configured accumulation and precision, which is no longer "auto".
 
     Raises:
         UserError: on a precision or an attention backend that the device does not have.
     """
-    precision = choose_precision(config.train.mixed_precision)
+    precision = config.train.mixed_precision
+    if precision == "bf16" and not is_bf16_available():
+        raise UserError(Mistake("train.mixed_precision", "bf16", "no, or fp16 on a GPU, as this device has no bf16"))
     accumulation = GradientAccumulationPlugin(
         num_steps=config.train.gradient_accumulation_steps,
         sync_with_dataloader=False,  # there is no loader whose end would cut an accumulation short
@@ -64,16 +65,20 @@ def build_accelerator(config: Config) -> Accelerator:
         raise UserError(Mistake("train.mixed_precision", "fp16", f"no or bf16 on a device of type {device_type}"))
     if config.model.attention == "flex" and device_type != "cuda":
         raise UserError(Mistake("model.attention", "flex", f"any other backend on a device of type {device_type}"))
-    if device_type == "cpu":
-        set_threads()
-        keep_freed_memory()
     if device_type == "cuda":
         torch.set_float32_matmul_precision("high" if config.train.tf32 else "highest")
     return accelerator
 
 
+def prepare_process(device: torch.device) -> None:
+    """On a CPU, set the threads, and keep freed memory: both before anything is computed or measured."""
+    if device.type == "cpu":
+        set_threads()
+        keep_freed_memory()
+
+
 @contextmanager
-def raised_by_all(accelerator: Accelerator) -> Generator[None]:
+def raised_by_all() -> Generator[None]:
     """Raise the UserErrors of any process on all of them, at the end of the block, so that none waits for another.
 
     Every process enters and leaves the block.
@@ -92,37 +97,13 @@ def raised_by_all(accelerator: Accelerator) -> Generator[None]:
 def main_process_first(accelerator: Accelerator) -> Generator[None]:
     """The main process runs the block, then the others do. A UserError on one is raised on all."""
     if not accelerator.is_main_process:
-        with raised_by_all(accelerator):
+        with raised_by_all():
             pass  # waits for the main process
-    with raised_by_all(accelerator):
+    with raised_by_all():
         yield
     if accelerator.is_main_process:
-        with raised_by_all(accelerator):
+        with raised_by_all():
             pass  # waits for the others
-
-
-def choose_precision(precision: str) -> str:
-    """Accelerate's precision for `train.mixed_precision`: no, bf16 or fp16.
-
-    `auto` is what `accelerate launch` was told, or else bf16 where the hardware is faster in it.
-
-    Raises:
-        UserError: on bf16 where PyTorch cannot compute in it.
-    """
-    if precision == "auto":
-        precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if precision == "no" and has_fast_bf16():
-            precision = "bf16"
-    if precision == "bf16" and not is_bf16_available():
-        raise UserError(Mistake("train.mixed_precision", "bf16", "no, or fp16 on a GPU, as this device has no bf16"))
-    return precision
-
-
-def has_fast_bf16() -> bool:
-    """Whether the GPU, or the CPU if there is none, multiplies faster in bfloat16 than in float32."""
-    if torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return cpu_has_fast_bf16()
 
 
 def sharding_plugin() -> FullyShardedDataParallelPlugin:

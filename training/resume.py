@@ -88,6 +88,7 @@ ON_RESUME: dict[str, str | None] = {
     "train.max_skipped_steps": FREE,
     "train.seed": SEED,
     "train.mixed_precision": FREE,
+    "train.muon_precision": FREE,
     "train.tf32": FREE,
     "train.compile": FREE,
     "train.activation_checkpointing": FREE,

@@ -11,6 +11,7 @@ from torch import nn
 from data import Corpus
 from model import HierarchicalTransformer
 from training.checkpoints import RunState, checkpoint_to_resume, load_checkpoint
+from training.choices import Choices, write_choices
 from training.config import Config
 from training.init_from import Source, find_source, load_weights
 from training.monitor import SpeedMeter, watch_activations
@@ -102,26 +103,26 @@ class Run:
         self.trackers.log(state.step, {**axes, **result.metrics}, result.offsets)
 
 
-def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers: Trackers) -> Run:
+def start_run(config: Config, choices: Choices, accelerator: Accelerator, corpus: Corpus, trackers: Trackers) -> Run:
     """Build model and optimizer, load the newest whole checkpoint on --resume, and start the trackers."""
     # -- where to begin: at a checkpoint, at the weights of another model, or at random weights
     checkpoint = choose_checkpoint(config, accelerator)
     source = None
     if config.init_from and checkpoint is None:
-        with raised_by_all(accelerator):
+        with raised_by_all():
             source = find_source(config.init_from)
 
     # -- what trains, and how fast
     flops = flops_per_byte(config.model)
-    trainer = build_trainer(config, accelerator, corpus, source)
+    trainer = build_trainer(choices.settle(config), accelerator, corpus, source)
     speed_meter = SpeedMeter(accelerator, trainer.bytes_per_step, 3 * flops)
     if accelerator.is_main_process:
-        print_header(config, trainer, corpus, flops)
+        print_header(config, choices, trainer, corpus, flops)
 
     # -- the state, as a checkpoint has it or from the start
     state = RunState(global_batch_size=trainer.global_batch_size)
     if checkpoint is not None:
-        with raised_by_all(accelerator), own_settings(trainer.optimizer):
+        with raised_by_all(), own_settings(trainer.optimizer):
             state = load_checkpoint(accelerator, checkpoint, trainer.global_batch_size)
             check_max_steps(config, state, checkpoint)
     if config.resume and accelerator.is_main_process:
@@ -130,18 +131,19 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
 
     # -- what the run uses from here on, and what is not as it was before a resume
     changes = []
-    with raised_by_all(accelerator):
+    with raised_by_all():
         if accelerator.is_main_process:
             if config.resume:
                 changes = find_changes(config, corpus, state.step)
             replaced = set_metrics_aside(config.folder, state.step) if changes else 0
             print_beginning(config, source, changes, replaced)
+            write_choices(config.folder, choices)
             write_record(config, corpus, source, changes, state.step)
     if config.resume:
         state.best_bits_per_byte = best_score(config.folder, state)
 
     # -- the trackers, and then the signals, because wandb may set a handler of Ctrl-C as well
-    with raised_by_all(accelerator):
+    with raised_by_all():
         trackers.start(state)
     if source is not None:
         trackers.log(0, {"bytes": 0, "seconds": 0.0})  # axes for the validation before the first step
@@ -165,7 +167,7 @@ def start_run(config: Config, accelerator: Accelerator, corpus: Corpus, trackers
 def choose_checkpoint(config: Config, accelerator: Accelerator) -> Path | None:
     """The checkpoint to resume from, which the main process chooses for all; None if the run begins."""
     checkpoint = None
-    with raised_by_all(accelerator):
+    with raised_by_all():
         if config.resume and accelerator.is_main_process:
             checkpoint = checkpoint_to_resume(config.folder)
     (checkpoint,) = broadcast_object_list([checkpoint])

@@ -40,20 +40,6 @@ def matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.1) 
     return best
 
 
-def cpu_has_fast_bf16() -> bool:
-    """Whether this CPU multiplies faster in bfloat16 than in float32.
-
-    A function of the hardware, not a measurement, so that all runs on a machine compute the same. AMX is faster. So are
-    the AVX-512 instructions of AMD. Those of Intel are half as fast as float32.
-    """
-    if not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    capabilities = torch.cpu.get_capabilities()
-    if capabilities.get("amx_bf16", False):
-        return True
-    return capabilities.get("avx512_bf16", False) and "Intel" not in capabilities.get("cpu_name", "")
-
-
 def keep_freed_memory() -> None:
     """Make this process keep freed memory for later use.
 

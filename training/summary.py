@@ -12,6 +12,7 @@ from torch import nn
 from data import Corpus
 from model import Attend, HierarchicalTransformer, ModelConfig
 from training.checkpoints import RunState
+from training.choices import Choices
 from training.config import Config
 from training.init_from import Source, differences
 from training.record import Change, best_model, read_corpora
@@ -19,7 +20,7 @@ from training.step import Trainer
 from utils.terminal import coloured, one_line, say
 
 
-def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float) -> None:
+def print_header(config: Config, choices: Choices, trainer: Trainer, corpus: Corpus, flops: float) -> None:
     """Print what will run.
 
     Args:
@@ -36,8 +37,10 @@ def print_header(config: Config, trainer: Trainer, corpus: Corpus, flops: float)
     backends = attention_backends(config.model, accelerator.device.type, dtype)
     batch = f"{trainer.global_batch_size} × {config.model.seq_len} bytes"
 
-    say(f"device      {accelerator.device}, {processes} process(es), {threads} threads")
-    say(f"precision   {'float32' if in_float32 else accelerator.mixed_precision}")
+    say(f"device      {accelerator.device}, {processes} process(es), {threads} threads{choices.threads.reason}")
+    say(f"precision   {'float32' if in_float32 else accelerator.mixed_precision}{choices.precision.reason}")
+    if config.train.optimizer == "muon":
+        say(f"muon        {'float32' if choices.muon.option == 'no' else 'bf16'}{choices.muon.reason}")
     say(f"corpus      {corpus.name}: {sizes} bytes, from {corpus.source}")
     for line in (f"sha256 {checksums}", *corpus.report.lines()):
         say(f"            {line}")

@@ -107,7 +107,8 @@ def prepare_step(contender: Contender, entry: Entry, tokens_per_step: int, preci
     """A training step of a contender, always on the same bytes."""
     device = torch.device(best_device())
     contender.to(device).train()
-    optimizer = build_optimizer(contender.model, TrainConfig(**entry.train))
+    config = TrainConfig(muon_precision="bf16" if precision == "bf16" else "no", **entry.train)
+    optimizer = build_optimizer(contender.model, config)
     seq_len = entry.model["seq_len"]
     ids = random_ids(tokens_per_step // seq_len, seq_len, device)
 

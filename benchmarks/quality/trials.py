@@ -77,6 +77,7 @@ class Trial:
             learning_rate=self.learning_rate,
             min_learning_rate=0.05 * self.learning_rate,
             warmup_steps=min(100, self.steps // 10),
+            muon_precision="bf16" if self.precision == "bf16" else "no",
             **self.entry.train,
         )
 

@@ -14,7 +14,6 @@ from benchmarks.speed.options import Options
 from benchmarks.speed.training_steps import Entry, add_ratios, print_speeds, time_optimizer, time_training_steps
 from benchmarks.tables import format_table
 from training.config import load_config
-from training.optimizer import product_dtype
 
 FLAT: dict[str, Any] = {"num_tokens": 256, "dim": 256, "depth": 6, "dim_head": 64, "heads": 4}
 # A thin fine level and a wide coarse one, as in enwik8-base.yaml.
@@ -165,7 +164,6 @@ def measure_optimizers(options: Options) -> dict:
                 row[f"share of {part}"] = f"{100 * seconds[part] / seconds['step']:.1f}%"
             rows.append(row)
     print(format_table(rows))
-    print(f"Muon's products are in {str(product_dtype(torch.device(options.device))).removeprefix('torch.')}")
     return results
 
 

@@ -5,7 +5,7 @@ The contenders' step is forward, backward, gradient clipping and AdamW. A share 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -95,36 +95,41 @@ def add_ratios(results: dict[str, dict], baseline: str) -> None:
 def time_optimizer(config: Config, options: Options) -> dict[str, dict[str, float]]:
     """Time a run's step, with its batch and optimizer, and in turns with it the optimizer alone.
 
-    Returns the seconds of a `step`, of its `optimizer`, and of Muon's `orthogonalisation` in that, by precision. The
-    orthogonalisation of other optimizers takes about none.
+    Returns the seconds of a `step`, of its `optimizer`, and of Muon's `orthogonalisation` in that, by the precision of
+    all products, Muon's included. The orthogonalisation of other optimizers takes about none.
     """
     contender = contenders.ours(**config.model.to_dict()).to(options.device).train()
     if options.device == "cpu":
         make_gradients_of_tables_sparse(contender)
-    optimizer = build_optimizer(contender.model, config.train)
     ids = random_ids(config.train.batch_size, config.model.seq_len, options.device)
     gradients = torch.autograd.grad(contender.loss(ids), list(contender.parameters()), allow_unused=True)
 
-    def step_optimizer() -> None:
+    def step_optimizer(optimizer: torch.optim.Optimizer) -> None:
         for parameter, gradient in zip(contender.parameters(), gradients, strict=True):
             parameter.grad = gradient
         optimizer.step()
         optimizer.zero_grad()
 
     @torch.no_grad()
-    def orthogonalise_all() -> None:
+    def orthogonalise_all(optimizer: torch.optim.Optimizer, dtype: torch.dtype) -> None:
         for group in optimizer.param_groups:
             if "ns_steps" in group:  # Muon's
                 for matrices in by_shape(group["params"]):
-                    orthogonalise(matrices, group)
+                    orthogonalise(matrices, dtype, group)
 
-    calls: dict[str, Callable[[], object]] = {"optimizer": step_optimizer, "orthogonalisation": orthogonalise_all}
+    calls: dict[tuple[str, str], Callable[[], object]] = {}
     for precision in options.precisions:
-        calls[precision] = partial(take_step, contender, optimizer, ids, precision == "bf16")
-    seconds = {name: median(times) for name, times in time_in_turns(calls, options.rounds).items()}
+        is_bf16 = precision == "bf16"
+        train = replace(config.train, muon_precision="bf16" if is_bf16 else "no")
+        optimizer = build_optimizer(contender.model, train)
+        calls[precision, "step"] = partial(take_step, contender, optimizer, ids, is_bf16)
+        calls[precision, "optimizer"] = partial(step_optimizer, optimizer)
+        calls[precision, "orthogonalisation"] = partial(orthogonalise_all, optimizer, PRECISIONS[precision])
 
-    parts = {name: seconds[name] for name in ("optimizer", "orthogonalisation")}
-    return {precision: {"step": seconds[precision]} | parts for precision in options.precisions}
+    results: dict[str, dict[str, float]] = {precision: {} for precision in options.precisions}
+    for (precision, part), times in time_in_turns(calls, options.rounds).items():
+        results[precision][part] = median(times)
+    return results
 
 
 def print_speeds(results: dict[str, dict], baseline: str | None = None) -> None:
