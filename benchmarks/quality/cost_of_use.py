@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.quality.training_speeds import machine_name
 from benchmarks.quality.trials import Entry, key_of
+from benchmarks.speed.machine import machine_name
 from benchmarks.speed.timing import median, time_in_turns
 from data import Corpus
 from model import Cache, HierarchicalTransformer

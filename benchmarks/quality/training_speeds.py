@@ -16,6 +16,7 @@ from benchmarks.contenders import Contender, count_parameters, lists_to_tuples, 
 from benchmarks.flops import count_flops
 from benchmarks.quality.causality_check import add_noise_to_weights, check_causality
 from benchmarks.quality.trials import Entry, key_of
+from benchmarks.speed.machine import machine_name
 from benchmarks.speed.timing import median, spread, time_in_turns
 from model.generation.load import best_device
 from training.config import TrainConfig
@@ -87,13 +88,6 @@ def training_speeds(
         write_text(path, json.dumps(known, indent=1))
 
     return {name: known[key] for name, key in keys.items()}
-
-
-def machine_name(device: torch.device, threads: int) -> str:
-    """The GPU's name, or the CPU's vector instructions and the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    return f"{device.type}, {torch.backends.cpu.get_cpu_capability()}, {threads} threads"
 
 
 def build(entry: Entry) -> Contender:

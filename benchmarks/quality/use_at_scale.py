@@ -25,8 +25,9 @@ from benchmarks.flops import count_flops
 from benchmarks.quality.cost_of_use import LENGTH, ROWS, Continuation, build, cut_rows, row_bytes, state_bytes
 from benchmarks.quality.entries import BASE_SCALE, FLAT_KINDS, make_entry
 from benchmarks.quality.training_speeds import build as build_contender
-from benchmarks.quality.training_speeds import machine_name, prepare_step
+from benchmarks.quality.training_speeds import prepare_step
 from benchmarks.quality.trials import Entry
+from benchmarks.speed.machine import machine_name
 from benchmarks.speed.timing import median, time_in_turns
 from benchmarks.tables import format_table
 from data import DataConfig, open_corpus

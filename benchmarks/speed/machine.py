@@ -1,16 +1,19 @@
-"""Measure what this machine can do, and what training costs besides the model: starting up and making batches."""
+"""Name this machine, measure what it can do, and what training costs besides the model: starts and batches."""
 
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from benchmarks.speed.options import PRECISIONS
 from benchmarks.speed.timing import median, median_seconds, time_in_turns
 from data import Corpus, batch
 from training.speed import matmul_peak
@@ -19,6 +22,38 @@ REPO = Path(__file__).parents[2]
 QUICKSTART = "--config configs/quickstart.yaml --wandb.mode=disabled --train.log_every=1 --train.sample_every=0"
 # Two steps, since the last step of a run also validates and samples before its line is written.
 TWO_STEPS = "--train.max_steps=2 --train.sample_length=1 --train.validate_bytes=256"
+
+
+def machine_name(device: torch.device, threads: int) -> str:
+    """The GPU's name; or the CPU's, with its widest vectors, the instructions that it has for bfloat16, and threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    features = getattr(torch.cpu, "get_capabilities", dict)()  # not in PyTorch 2.11
+    in_bf16 = [name for name in ("avx512_bf16", "amx_bf16") if features.get(name)]
+    name = features.get("cpu_name") or platform.processor() or platform.machine()
+    return ", ".join([name, torch.backends.cpu.get_cpu_capability(), *in_bf16, f"{threads} threads"])
+
+
+def measure_machine(device: str, threads: int, seconds: float = 1.0) -> dict[str, Any]:
+    """What figures of speed depend on: name, FLOPs per second of square matrix products, and memory's bytes per second.
+
+    Args:
+        seconds: how long the products of each precision are measured.
+    """
+    peaks = {name: MatmulPeak(dtype, device).measure(seconds) for name, dtype in PRECISIONS.items()}
+    return {
+        "name": machine_name(torch.device(device), threads),
+        "torch": torch.__version__,
+        "flops_per_second": peaks,
+        "memory_bytes_per_second": memory_bandwidth(device, rounds=1),
+    }
+
+
+def machine_line(measured: dict[str, Any]) -> str:
+    """What `measure_machine` returns, in one line."""
+    peaks = ", ".join(f"{peak / 1e9:,.0f} GFLOPs/s in {name}" for name, peak in measured["flops_per_second"].items())
+    memory = measured["memory_bytes_per_second"]["read"] / 1e9
+    return f"{measured['name']}; {peaks}; memory reads {memory:.1f} GB/s; torch {measured['torch']}"
 
 
 class MatmulPeak:

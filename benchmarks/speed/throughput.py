@@ -2,8 +2,9 @@
 
 `python -m benchmarks.speed.throughput [--only SECTION …]`
 
-Each section prints a table, and the last line is one JSON object with all results. Contenders take turns, and medians
-count. Look at ratios rather than speeds, since a machine's speed varies. A contender that is not installed is left out.
+The first line names the machine and what it can do, each section prints a table, and the last line is one JSON object
+with all results. Contenders take turns, and medians count. Look at ratios rather than speeds, since a machine's speed
+varies. A contender that is not installed is left out.
 
 A step is forward, backward, gradient clipping and AdamW, or the preset's own optimizer in section optimizer. A share of
 the peak is the FLOPs of a step, as `benchmarks.flops` counts them, over the time it takes and over the speed of the
@@ -13,10 +14,11 @@ fastest square matrix product.
 import argparse
 import json
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from benchmarks.speed import machine_sections, model_sections
+from benchmarks.speed import machine, machine_sections, model_sections
 from benchmarks.speed.options import PRECISIONS, Options
 from utils.terminal import run_program
 
@@ -50,13 +52,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
 
-    results = {
+    results: dict[str, Any] = {
         "device": options.device,
-        "name": processor_name(options.device),
         "threads": options.threads,
         "rounds": options.rounds,
-        "torch": torch.__version__,
+        "machine": machine.measure_machine(options.device, options.threads, seconds=0.1 if args.quick else 1.0),
     }
+    print(machine.machine_line(results["machine"]))
     for section in args.only:
         title, measure = SECTIONS[section]
         print(f"\n{section}: {title}", flush=True)
@@ -79,13 +81,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--compile", action="store_true", help="sections step and share: also time ours compiled")
     parser.add_argument("--quick", action="store_true", help="fewer lengths and rounds")
     return parser.parse_args()
-
-
-def processor_name(device: str) -> str:
-    """Name of the GPU, or the vector instructions of the CPU."""
-    if device == "cuda":
-        return torch.cuda.get_device_name()
-    return torch.backends.cpu.get_cpu_capability()
 
 
 if __name__ == "__main__":
