@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from model.attend import Attend
 from model.config import LevelConfig, ModelConfig
 from model.generation.cache import BlockCache
-from model.kv_ring import prefill_rings
+from model.kv_ring import fill_rings, kept_in_order
 from model.norm import RMSNorm
 from model.rotary import rotate
 from model.segments import Step, Units
@@ -49,15 +49,30 @@ class Attention(nn.Module):
             keys, values, mask = ring.update(k, v, units)
             out = self.attend(q, keys, values, mask)
         else:
-            out = self.attend_within_chains(q, k, v)
-            if cache is not None and units is not None:
-                cache.rings = prefill_rings(k, v, self.window, self.chains, units)
+            out = self.attend_several(q, k, v, cache, units)
         return self.to_out(rearrange(out, "b h n d -> b n (h d)"))
 
-    def attend_within_chains(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attention in each chain: q, k, v (b h n d) -> (b h n d)."""
+    def attend_several(self, q: Tensor, k: Tensor, v: Tensor, cache: BlockCache | None, units: Units | None) -> Tensor:
+        """Attention of a text's tokens, or of those after the tokens in a cache: q, k, v (b h n d) -> (b h n d)."""
+        if cache is None or units is None:
+            return self.attend_within_chains(q, k, v)
+
+        if not cache.rings:
+            cache.rings = fill_rings(k, v, 0, self.window, self.chains, units)
+            return self.attend_within_chains(q, k, v)
+
+        # What is kept comes first. Queries are padded to as many, and their outputs are dropped.
+        kept, exists = kept_in_order(cache.rings, units)
+        count, n = kept.shape[-2], k.shape[-2]
+        k, v = torch.cat((kept, torch.stack((k, v), dim=1)), dim=-2).unbind(dim=1)
+        mask = None if exists is None else F.pad(exists, (0, n), value=True)
+        cache.rings = fill_rings(k, v, count, self.window, self.chains, units)
+        return self.attend_within_chains(F.pad(q, (0, 0, count, 0)), k, v, mask)[..., count:, :]
+
+    def attend_within_chains(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention in each chain: q, k, v (b h n d), and mask (b n), with a single chain alone -> (b h n d)."""
         if self.chains == 1:
-            return self.attend(q, k, v)
+            return self.attend(q, k, v, mask)
         n = q.shape[-2]
         # Padding comes last, so causal attention never sees it.
         padded = (F.pad(t, (0, 0, 0, -n % self.chains)) for t in (q, k, v))

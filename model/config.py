@@ -352,6 +352,11 @@ class ModelConfig:
         return self.per_level("dim")[self.per_level("hierarchies").index(1)]
 
     @property
+    def period(self) -> int:
+        """Units and chains of all levels from a multiple of this byte on do not depend on the bytes before it."""
+        return lcm(*(level.period for level in self.levels))
+
+    @property
     def num_layers(self) -> int:
         """Layers of the model: those of its deepest level."""
         return max(depth[-1] + 1 if isinstance(depth, tuple) else depth for depth in self.per_level("depth"))

@@ -62,9 +62,29 @@ class ByteEmbedding(nn.Module):
         """What the match model finds for each of ids (b n): (b n matches)."""
         if cache is None:
             return self.match_model(ids)
-        if cache.matches is None:
+        if cache.is_empty:
             cache.matches = index_text(self.match_model, ids)
             return self.match_model(ids)
+        if ids.shape[1] > 1:
+            return self.find_matches_of_several(ids, cache)
+        self.index_matches(cache)
+        assert cache.matches is not None
         if cache.matches.found is not None:  # a recorded step
             return cache.matches.found
         return cache.matches.add(self.match_model, ids, cache.length)
+
+    def find_matches_of_several(self, ids: Tensor, cache: Cache) -> Tensor:
+        """What `find_matches` finds for the bytes after those in a cache. A next single byte needs a new index."""
+        before = cache.to_index
+        if cache.matches is not None:
+            before = cache.matches.latest_bytes(cache.length).to(ids.device)
+        assert before is not None
+        text = torch.cat((before, ids), dim=1)
+        cache.matches, cache.to_index = None, text[:, -self.match_model.max_distance :]
+        return self.match_model(text)[:, -ids.shape[1] :]
+
+    def index_matches(self, cache: Cache) -> None:
+        """Index the text in a cache, if it is not indexed yet."""
+        if cache.to_index is not None:
+            first = cache.length - cache.to_index.shape[1]
+            cache.matches, cache.to_index = index_text(self.match_model, cache.to_index, first), None

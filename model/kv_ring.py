@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from model.segments import Step, Units
@@ -52,32 +53,61 @@ class KVRing:
         return self.kv
 
 
-def prefill_rings(k: Tensor, v: Tensor, window: int, chains: int, units: Units) -> dict[int, KVRing]:
-    """The ring of each chain after a first pass over some units: k and v (b h k d).
+def kept_in_order(rings: dict[int, KVRing], units: Units) -> tuple[Tensor, Tensor | None]:
+    """Keys and values of the last tokens before some units, oldest first, and which of them exist.
+
+    Returns (b 2 h j d), and None if all exist, or else bool (b j).
+    """
+    window = rings[0].kv.shape[-2]
+    if isinstance(units.before, Tensor):
+        token = units.before[:, None] + torch.arange(-window, 0, device=units.before.device)
+        return entries_of_rows(rings[0].kv, token % window), token >= 0
+
+    tokens_of_chain = units.before // len(rings)
+    token = torch.arange(max(0, tokens_of_chain - window), tokens_of_chain, device=rings[0].kv.device)
+    kept = [rings[chain].kv[..., token % window, :] for chain in range(len(rings))]
+    return rearrange(kept, "chain b kv h j d -> b kv h (j chain) d"), None
+
+
+def fill_rings(k: Tensor, v: Tensor, kept: int, window: int, chains: int, units: Units) -> dict[int, KVRing]:
+    """The ring of each chain after a pass over some units: k and v (b h kept+k d).
 
     Token t belongs to chain t % chains, and has the index t // chains there.
+
+    Args:
+        kept: how many of them are of tokens before these units.
     """
     kv = torch.stack((k, v), dim=1)
-    if units.real is not None:
-        return {0: KVRing(latest_of_rows(kv, units.real.sum(dim=1), window))}
+    if isinstance(units.before, Tensor):
+        assert units.real is not None
+        return {0: KVRing(latest_of_rows(kv, kept - units.before, units.before + units.real.sum(dim=1), window))}
 
-    tokens_so_far = torch.arange(kv.shape[-2], device=kv.device)
+    first = units.before - kept
+    places = torch.arange(kv.shape[-2], device=kv.device)
     rings = {}
     for chain in range(chains):
-        tokens = tokens_so_far[chain::chains][-window:]
+        place = places[chain::chains][-window:]
         ring = kv.new_zeros(*kv.shape[:3], window, kv.shape[-1])
-        ring[..., tokens // chains % window, :] = kv[..., tokens, :]
+        ring[..., (first + place) // chains % window, :] = kv[..., place, :]
         rings[chain] = KVRing(ring)
     return rings
 
 
-def latest_of_rows(kv: Tensor, count: Tensor, window: int) -> Tensor:
-    """The ring of each row (b 2 h window d), of as many of its first tokens as `count` (b) says: kv (b 2 h k d).
+def latest_of_rows(kv: Tensor, first_place: Tensor, count: Tensor, window: int) -> Tensor:
+    """The ring of each row (b 2 h window d): slot s holds the latest token t with t % window = s.
 
-    Slot s holds the latest token t with t % window = s.
+    Args:
+        kv: those of the last tokens, and perhaps of some that are not real, (b 2 h j d).
+        first_place: where in them token 0 is, or would be, (b).
+        count: tokens so far, (b).
     """
     slot = torch.arange(window, device=kv.device)
     last = count[:, None] - 1
     token = last - (last - slot) % window  # (b window), negative where there is none
-    index = token.clamp(min=0)[:, None, None, :, None].expand(-1, *kv.shape[1:3], -1, kv.shape[-1])
-    return kv.gather(-2, index) * (token >= 0)[:, None, None, :, None]
+    place = (token + first_place[:, None]).clamp(min=0)
+    return entries_of_rows(kv, place) * (token >= 0)[:, None, None, :, None]
+
+
+def entries_of_rows(kv: Tensor, place: Tensor) -> Tensor:
+    """Entries of each row of kv (b 2 h j d) by their place (b i): (b 2 h i d)."""
+    return kv.gather(-2, place[:, None, None, :, None].expand(-1, *kv.shape[1:3], -1, kv.shape[-1]))

@@ -50,14 +50,25 @@ class MatchIndex:
         add_bytes(ids[:, 0].cpu().numpy(), place, orders, word_counts, *(t.numpy() for t in views))
         return found.flatten(1).unsqueeze(1).to(ids.device)
 
+    def latest_bytes(self, length: int) -> Tensor:
+        """The bytes that it holds of a text of `length` bytes so far, oldest first: int64 (b n)."""
+        slots = self.ids.shape[1]
+        place = torch.arange(max(0, length - slots), length)
+        return self.ids[:, place % slots].long()
 
-def index_text(model: MatchModel, ids: Tensor) -> MatchIndex:
-    """The index of ids (b n): the same as if they had been added one by one."""
+
+def index_text(model: MatchModel, ids: Tensor, first: int = 0) -> MatchIndex:
+    """The index of ids (b n): the same as if they had been added one by one.
+
+    Args:
+        first: place of the first of them in the text. If it is not 0, there are at least `max_distance` of them.
+    """
     ids = ids.cpu()
-    n = ids.shape[1]
+    n = first + ids.shape[1]
     slots = model.max_distance
     words = read_words(ids, model.most_words)
     hashed, start = (t[..., -slots:] for t in model.contexts(ids))
+    start = start + first
     place = torch.arange(n - hashed.shape[-1], n).expand_as(hashed)
 
     # A stable sort brings the places of a bucket together, in the order of the text.
@@ -75,7 +86,7 @@ def index_text(model: MatchModel, ids: Tensor) -> MatchIndex:
         starts=into_slots(start, slots, n).int(),
         earlier=into_slots(earlier, slots, n).int(),
         latest=latest.int(),
-        words=torch.stack((words.gap[..., -1], words.hashed[..., -1] & NON_NEGATIVE), dim=-1),
+        words=torch.stack((words.gap[..., -1] + first, words.hashed[..., -1] & NON_NEGATIVE), dim=-1),
     )
 
 

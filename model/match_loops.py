@@ -71,7 +71,7 @@ def add_context(context, start, place, row, i, ids, hashed, starts, earlier, lat
 
     count = 0
     candidate = newest
-    while count < found.shape[2] and candidate >= reach:
+    while count < found.shape[2] and candidate >= reach and start >= reach:
         slot = candidate % slots
         if hashed[row, i, slot] == context:
             if starts[row, i, slot] >= reach:

@@ -75,11 +75,12 @@ class MatchModel(nn.Module):
         start = start.gather(-1, place)
         next_byte = next_byte.gather(-1, place)
         reach = (place + 1 - self.max_distance).clamp(min=0)
+        is_whole = start >= reach  # a context that is longer than `max_distance` has no earlier occurrence
         found = []
         for k in range(1, self.per_context + 1):
             is_equal = hashed[..., k:] == hashed[..., :-k]
             is_near = start[..., :-k] >= reach[..., k:]
-            followed_by = next_byte[..., :-k] * (is_equal & is_near)
+            followed_by = next_byte[..., :-k] * (is_equal & is_near & is_whole[..., k:])
             found.append(torch.zeros_like(place).scatter_(-1, place[..., k:], followed_by))  # back to the text's order
         return rearrange(found, "occurrence b context n -> b n (context occurrence)")
 

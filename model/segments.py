@@ -41,6 +41,10 @@ class Units(Protocol):
     def real(self) -> Tensor | None:
         """Which units exist, (b k) bool; None if all do. In a row with fewer than k units they come first."""
 
+    @property
+    def before(self) -> int | Tensor:
+        """Units that ended before these bytes; (b) if that differs from row to row."""
+
     def down(self, x: Tensor) -> Tensor:
         """Bytes to units: features (b n …) at the last byte of each unit, (b k …)."""
 
@@ -64,7 +68,10 @@ class Units(Protocol):
 
 
 class TextUnits:
-    """What the units of a whole text have in common: the level runs, in all rows of a batch."""
+    """What the units of a text, or of a part of it, have in common: the level runs, in all rows of a batch.
+
+    A part begins at a multiple of the rule's `period`, and its units are counted from 0 again.
+    """
 
     runs = True
 
@@ -131,6 +138,7 @@ class StrideUnits(TextUnits):
 
     stride: int
     n: int
+    before: int = 0
 
     @property
     def count(self) -> int:
@@ -184,6 +192,7 @@ class Step:
     n = 1
     count = 1
     real = None
+    before = 0
 
     def down(self, x: Tensor) -> Tensor:
         return self.take(x[:, -1:])

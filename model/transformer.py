@@ -24,6 +24,7 @@ i queries and j keys.
 """
 
 from collections import defaultdict
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -41,9 +42,9 @@ from model.hub import HubModel
 from model.losses import Losses, NextLatent, build_losses, has_losses
 from model.merge import MERGES, LevelUnits, LinearMerge, Merge, Tokens
 from model.rotary import XPOS_SCALE_BASE, Rotary
-from model.segments import Step, Units
+from model.segments import Step, StrideUnits, Units
 from model.typed import TypedModuleDict, TypedModuleList
-from model.words import WordEnds, WordUnits
+from model.words import WordEnds
 from utils.errors import Mistake, UserError
 
 
@@ -113,12 +114,11 @@ class HierarchicalTransformer(nn.Module, HubModel):
         Args:
             return_loss: predict the last n of ids (b n+1) from the first n; returns the weighted sum of all losses, and
                 the parts of it as `Losses`.
-            cache: continue after the bytes that it has read. Its first call takes any number of bytes, each later call
-                one byte a row. Logits are those of one full pass.
+            cache: continue after the bytes that it has read, see `Cache`. Logits are those of one full pass.
 
         Raises:
-            UserError: for ids that are no bytes or too few, for several bytes a row with a cache that is not empty, or
-                for a loss with a cache.
+            UserError: for ids that are no bytes or too few, for several bytes a row where the cache takes only one,
+                or for a loss with a cache.
         """
         if return_loss and cache is not None:
             raise UserError("pass either return_loss or a cache")
@@ -164,8 +164,8 @@ class HierarchicalTransformer(nn.Module, HubModel):
         Here c is the largest compression. The embeddings before the first byte are zeros.
         """
         n = ids.shape[1]
-        if cache is not None and not cache.is_empty and n != 1:
-            raise UserError(Mistake("ids", f"{n} bytes a row", "1 when the cache is not empty"))
+        if cache is not None and n > 1:
+            self.check_takes_several(cache, n)
 
         history = max(self.config.per_level("hierarchies")) - 1
         x = self.embedding(ids, cache)
@@ -174,8 +174,17 @@ class HierarchicalTransformer(nn.Module, HubModel):
             cache.recent_embeddings = x[:, x.shape[1] - history :]
         return x
 
+    def check_takes_several(self, cache: Cache, n: int) -> None:
+        """Raise a UserError if a cache does not take n bytes a row at once."""
+        if cache.position is not None:
+            raise UserError(Mistake("ids", f"{n} bytes a row", "1 once steps are recorded"))
+        period = self.config.period
+        if cache.length % period != 0:
+            allowed = f"1 after {cache.length} bytes, which are no multiple of {period}"
+            raise UserError(Mistake("ids", f"{n} bytes a row", allowed))
+
     def cut(self, ids: Tensor, cache: Cache | None = None) -> LevelUnits:
-        """The units of ids (b n) by level; those of the next byte, if the cache has read others before."""
+        """The units of ids (b n) by level; those of the next bytes, if the cache has read others before."""
         units: LevelUnits = {}
         for i, level in enumerate(self.levels):
             if cache is None:
@@ -274,11 +283,8 @@ class Level(nn.Module):
 
     def cut(self, ids: Tensor, cache: Cache, level_cache: LevelCache) -> Units:
         """The units of ids (b n) after those in the cache, if it has any."""
-        if cache.is_empty:
-            units = self.segments.cut(ids)
-            if isinstance(units, WordUnits):
-                level_cache.words = units.state.cpu()
-            return units
+        if cache.is_empty or ids.shape[1] > 1:
+            return self.cut_several(ids, cache.length, level_cache)
 
         if isinstance(self.segments, WordEnds):
             if level_cache.unit is not None:  # a recorded step
@@ -290,6 +296,15 @@ class Level(nn.Module):
         runs = self.segments.ends_unit(cache.length)
         chain = int(self.segments.unit(cache.length)) % self.chains
         return Step(runs, chain, self.segments.unit(cache.offset) // self.chains)
+
+    def cut_several(self, ids: Tensor, place: int, level_cache: LevelCache) -> Units:
+        """The units of ids (b n), the first of which is at `place` in the text, a multiple of the rule's period."""
+        units = self.segments.cut(ids)
+        if isinstance(units, StrideUnits):
+            return replace(units, before=place // units.stride)
+        before = torch.zeros(len(ids), dtype=torch.long) if level_cache.words is None else level_cache.words[:, 3]
+        level_cache.words = units.state.cpu() + F.pad(before[:, None], (3, 0))
+        return replace(units, before=before.to(ids.device))
 
     def states_to_compress(self, states: Tensor, level_cache: LevelCache | None) -> Tensor:
         """States of the last bytes (b n d), after those of the bytes before them that a token may need."""
@@ -307,17 +322,20 @@ class Level(nn.Module):
     def rotary_table(self, units: Units, level_cache: LevelCache | None) -> Tensor:
         """Cosines and sines of the positions of tokens in their chains."""
         device = self.rotary.inverse_frequency.device
-        if not isinstance(units, Step):
-            index = torch.arange(units.count, device=device)[None] // self.chains
-            middle = units.count // 2 // self.chains  # xPos scales are closest to 1 around their origin
-            if level_cache is not None:
-                level_cache.xpos_origin = middle
-            return self.rotary(index, middle)
+        if isinstance(units, Step):
+            index = torch.as_tensor(units.index, device=device).reshape(-1, 1)
+        else:
+            before = torch.as_tensor(units.before, device=device).reshape(-1, 1)
+            index = (before + torch.arange(units.count, device=device)) // self.chains
+        if not self.rotary.xpos:
+            return self.rotary(index)
 
-        assert level_cache is not None
-        index = torch.as_tensor(units.index, device=device).reshape(-1, 1)
-        if self.rotary.xpos:
-            self.move_xpos_origin(int(index.max()), level_cache)
+        middle = int(index.max()) - units.count // 2 // self.chains  # xPos scales are closest to 1 around their origin
+        if level_cache is None:
+            return self.rotary(index, middle)
+        if not level_cache.blocks:  # the first pass
+            level_cache.xpos_origin = middle
+        self.move_xpos_origin(middle, level_cache)
         return self.rotary(index, level_cache.xpos_origin)
 
     def move_xpos_origin(self, index: int, level_cache: LevelCache) -> None:

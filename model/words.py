@@ -124,6 +124,7 @@ class WordUnits(TextUnits):
     state: Tensor
     """how far each row is after the last byte (b 4): bytes since the latest word ended, whether the last byte
     belongs to a word, units that have ended in this period, and in all"""
+    before: int | Tensor = 0
 
     @property
     def n(self) -> int:

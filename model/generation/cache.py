@@ -59,8 +59,9 @@ class MergeCache:
 class Cache:
     """Generation cache: `logits = model(ids, cache=cache)`.
 
-    The first call (prefill) takes any number of bytes, each later call one byte a row. A level runs only when one of
-    its units ends; in between, its last output is reused. Logits are those of a full pass over all bytes so far.
+    The first call (prefill) takes any number of bytes a row, each later call one byte, or several if the bytes so far
+    are a multiple of `ModelConfig.period`. A level runs only when one of its units ends; in between, its last output is
+    reused. Logits are those of a full pass over all bytes so far.
 
     The contract: every tensor but `position` has the batch as its first dimension, for `expand`, and keeps its shape
     after the first call, for recorded steps.
@@ -73,6 +74,8 @@ class Cache:
     recent_ids: Tensor | None = None
     """the last bytes, as many as n-grams need, zeros before the first, (b n)"""
     matches: MatchIndex | None = None
+    to_index: Tensor | None = None
+    """after several bytes at once: the last bytes, of which `matches` is yet to be made, (b n)"""
     recent_embeddings: Tensor | None = None
     """embeddings of the last bytes, as many as the compressions need, (b c-1 d)"""
     levels: dict[int, LevelCache] = field(default_factory=dict)
@@ -98,6 +101,10 @@ class Cache:
         self.length += n
         if self.position is not None:
             self.position = self.position + n
+
+    def detach(self) -> "Cache":
+        """The same state as a constant: gradients do not flow to the bytes that it has read."""
+        return self._map(Tensor.detach)
 
     def copy(self) -> "Cache":
         """An independent copy: what is read through one of them does not change the other."""

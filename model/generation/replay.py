@@ -145,6 +145,7 @@ def make_static(model: HierarchicalTransformer, cache: Cache) -> None:
     """Prepare a cache for recorded steps: positions become tensors, and none of its tensors is a view."""
     device = model.to_logits.weight.device
     cache.position = torch.tensor([cache.length], device=device)
+    model.embedding.index_matches(cache)
     if cache.matches is not None:
         rows, contexts, _ = cache.matches.hashed.shape
         matches = contexts * model.embedding.match_model.per_context

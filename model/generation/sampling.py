@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import lcm
 from numbers import Integral, Real
 
 import torch
@@ -125,7 +124,7 @@ def within_reach(prompt: Tensor, config: ModelConfig) -> Tensor:
 
     It begins at a byte from which the units of all levels are those of the whole prompt.
     """
-    common = lcm(*(level.period for level in config.levels))
+    common = config.period
     out_of_reach = max(0, len(prompt) - 1 - reach(config))
     return prompt[out_of_reach // common * common :]
 

@@ -68,12 +68,34 @@ def test_xpos_does_not_overflow_in_long_texts():
     torch.testing.assert_close(logits[:, -1], fresh[:, -1], atol=1e-4, rtol=1e-4)
 
 
-def test_a_cache_takes_one_byte_at_a_time():
-    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8})
+@settings(max_examples=200)
+@given(config=model_configs(), data=st.data())
+def test_several_bytes_after_a_cache_have_the_logits_of_a_full_pass(config, data):
+    """In any order with single bytes, as long as several begin where no unit is cut in two."""
+    model = build(config)
+    period = model.config.period
+    total = 3 * max(period, config["seq_len"]) + data.draw(st.integers(0, 5), label="more")
+    ids = random_ids(config, 2, total)
+    cache, logits, at = Cache(), [], 0
+    with torch.inference_mode():
+        while at < total:
+            step = 1
+            if at % period == 0:
+                step = data.draw(st.sampled_from([1, min(period, 8), period, 2 * period, period + 1]), label="bytes")
+            logits.append(model(ids[:, at : at + step], cache=cache))
+            at += step
+        full = model(ids)
+    torch.testing.assert_close(torch.cat(logits, dim=1), full, atol=1e-4, rtol=1e-4)
+
+
+def test_several_bytes_begin_where_no_unit_is_cut_in_two():
+    model = build({"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8, "hierarchies": (1, 4)})
     cache = Cache()
     model(torch.zeros(1, 3, dtype=torch.long), cache=cache)
-    with pytest.raises(ValueError, match="ids: got 2 bytes a row, allowed: 1"):
+    with pytest.raises(ValueError, match="got 2 bytes a row, allowed: 1 after 3 bytes, which are no multiple of 4"):
         model(torch.zeros(1, 2, dtype=torch.long), cache=cache)
+    model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
+    assert model(torch.zeros(1, 2, dtype=torch.long), cache=cache).shape[1] == 2
 
 
 @settings(max_examples=60)
