@@ -5,24 +5,32 @@ Each window scores only the bytes that no earlier window has scored, so all of t
 have at least context - stride bytes of context. The first byte has no context and counts 8 bits. The last line of the
 output is JSON.
 
-`accelerate launch --num_processes N evaluate.py …` divides the windows among processes. With `--verify` the same bytes
-are also compressed with an entropy coder that the model drives, and decompressed again.
+`--carry` reads each byte once instead: the context is carried on from piece to piece, as in generation. `--adapt`
+scores the text once more, with a model that learns from each piece after scoring it (dynamic evaluation): another kind
+of figure, which stands beside the first. With `--verify` the same bytes are also compressed with an entropy coder that the
+model drives, and decompressed again.
+
+`accelerate launch --num_processes N evaluate.py …` divides windows and streams among processes.
 """
 
 import hashlib
 import json
 import sys
 import time
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from accelerate.utils import gather_object
 from jsonargparse import ArgumentError, ArgumentParser
-from jsonargparse.typing import PositiveInt
+from jsonargparse.typing import PositiveFloat, PositiveInt
 
 from data import Corpus, DataConfig, bytes_of_file, open_corpus, scoring_windows
+from evaluation.adaptation import RATE, Adaptation, whole_pieces
 from evaluation.bits_per_byte import FIRST_BYTE, bits_per_byte, total_nats
+from evaluation.carried import carried_nats, cut_streams
 from evaluation.entropy_coding import decode, encode
 from model import HierarchicalTransformer
 from model.generation.load import load_model
@@ -56,7 +64,13 @@ class Arguments:
     stride: PositiveInt | None = None
     """bytes that a window advances; half of the context if left out"""
     batch_size: PositiveInt = 16
-    """windows in a batch"""
+    """windows in a batch; with --carry, parts of the text that are read side by side, or fewer if it is short"""
+    carry: bool = False
+    """read each byte once, with the context carried on, instead of windows that overlap"""
+    adapt: bool = False
+    """also score the text with a model that learns from it as it goes (arXiv 1904.08378)"""
+    adapt_rate: PositiveFloat = RATE
+    """learning rate of --adapt; find a better one on the validation split"""
     verify: bool = False
     """compress the bytes with the model and decompress them again"""
     device: str | None = None
@@ -65,6 +79,8 @@ class Arguments:
     def __post_init__(self):
         if self.split is not None and self.file is not None:
             raise UserError("pass either --split or --file")
+        if self.stride is not None and self.carry:
+            raise UserError("pass either --stride or --carry")
 
 
 @dataclass(frozen=True)
@@ -84,8 +100,9 @@ def main(argv: list[str] | None = None) -> None:
         float32 = Config(train=TrainConfig(mixed_precision="no"), wandb=WandbConfig(mode="disabled"))
         accelerator = build_accelerator(float32)
         prepare_process(accelerator.device)
-        if args.verify and accelerator.num_processes > 1:
-            raise UserError("--verify needs a single process")
+        for flag in ("verify", "adapt"):
+            if getattr(args, flag) and accelerator.num_processes > 1:
+                raise UserError(f"--{flag} needs a single process")
         model = load_model(user_path(args.run_dir), args.device or str(accelerator.device))
         with main_process_first(accelerator):  # it unpacks the corpus, the others then find it unpacked
             text = read_text(args)
@@ -93,30 +110,42 @@ def main(argv: list[str] | None = None) -> None:
             warn_of_other_bytes(args.run_dir, text.source)
         data = text.data
 
-        # -- the windows
+        # -- how the text is read
         context = args.context or model.config.seq_len
         stride = args.stride or max(1, context // 2)
         windows = scoring_windows(len(data), context, stride)
+        streams = cut_streams(len(data), context, args.batch_size)
 
     # -- the score
     started = time.monotonic()
-    window_length = min(context, len(data) - 1)
-    nats = total_nats(accelerator, model, data, windows, window_length, args.batch_size, show=True)
+    if args.carry:
+        own_streams = streams.part(accelerator.process_index, accelerator.num_processes)
+        own_nats = carried_nats(
+            model, data, own_streams, whole_pieces(context, model), show=accelerator.is_main_process
+        )
+        nats = sum(gather_object([own_nats]))
+        how = {"context": context, "streams": len(streams.starts)}
+    else:
+        length = min(context, len(data) - 1)
+        nats = total_nats(accelerator, model, data, windows, length, args.batch_size, show=True)
+        how = {"context": context, "stride": stride, "overlap": context - stride}
     result = {
-        "bits_per_byte": round(bits_per_byte(FIRST_BYTE + nats, len(data)), 10),
+        "bits_per_byte": score(nats, len(data)),
         "bytes": len(data),
         **text.source,
         "sha256": hashlib.sha256(data.data).hexdigest(),
         "seq_len": model.config.seq_len,
-        "context": context,
-        "stride": stride,
-        "overlap": context - stride,
+        **how,
         "parameters": sum(p.numel() for p in model.parameters()),
         "processes": accelerator.num_processes,
+        "seconds": round(time.monotonic() - started, 1),
     }
+
+    # -- the same with a model that learns, and the proof
+    if args.adapt:
+        result |= adapted_score(model, data, args.adapt_rate)
     if args.verify:
-        result |= verify(model, data)
-    result["seconds"] = round(time.monotonic() - started, 1)
+        result |= verify(model, data, args.adapt_rate if args.adapt else None)
 
     # -- the result
     accelerator.print(json.dumps(result))
@@ -188,16 +217,42 @@ def load_data_config(run_dir: Path) -> DataConfig:
         raise UserError(f"run_dir: the section data of {path} does not fit ({error})") from error
 
 
-def verify(model: HierarchicalTransformer, data: np.ndarray) -> dict:
+def score(nats: float, size: int) -> float:
+    """Bits per byte of a text of `size` bytes, of which all but the first cost some nats."""
+    return round(bits_per_byte(FIRST_BYTE + nats, size), 10)
+
+
+def adapted_score(model: HierarchicalTransformer, data: np.ndarray, rate: float) -> dict:
+    """Score bytes (n) with a copy of the model that learns from each piece of them after scoring it."""
+    started = time.monotonic()
+    learner = Adaptation(deepcopy(model), rate)
+    streams = cut_streams(len(data), warm_up=0, most=1)
+    nats = carried_nats(learner.model, data, streams, learner.piece, learner, show=True)
+    return {
+        "adapted_bits_per_byte": score(nats, len(data)),
+        "adapt_rate": rate,
+        "adapt_piece": learner.piece,
+        "adapt_seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def verify(model: HierarchicalTransformer, data: np.ndarray, adapt_rate: float | None) -> dict:
     """Compress bytes (n) with the model, decompress them from the compressed words alone, and compare.
 
-    Returns whether they are the same, how many bits a byte took, and how many the model predicted. The coder cuts the
-    text into streams, each of which starts without context, so both numbers differ a little from the score by windows.
+    With a rate, the encoder's model learns from the bytes, and so does the decoder's from what it has decoded.
+
+    Returns whether they are the same, how many bits a byte took, and how many the model predicted. The coder of a model
+    that does not learn cuts the text into streams, each of which starts without context, so both numbers differ a
+    little from the score by windows.
     """
-    prepare_for_generation(model)
-    words, predicted_bits = encode(model, data)
+    if adapt_rate is None:
+        prepare_for_generation(model)
+        encoder = decoder = None
+    else:
+        encoder, decoder = (Adaptation(deepcopy(model), adapt_rate) for _ in range(2))
+    words, predicted_bits = encode(encoder.model if encoder else model, data, encoder)
     try:
-        decoded = decode(model, words, len(data))
+        decoded = decode(decoder.model if decoder else model, words, len(data), decoder)
     except ValueError:  # the words do not fit the model's predictions
         decoded = None
     return {

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from einops import rearrange
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from data import spread_windows
+from model import Cache
 
 FIRST_BYTE = log(256)  # nats of a text's first byte, which has no context: 8 bits
 
@@ -45,15 +46,17 @@ def window_nats(
     for i in range(0, len(starts), batch_size):
         index = starts[i : i + batch_size, None] + np.arange(seq_len + 1)
         ids = torch.from_numpy(data[index].astype(np.int64)).to(device)
-        inputs, targets = ids[:, :-1], ids[:, 1:]
-
-        logits = model(inputs).float()
-        nats = F.cross_entropy(rearrange(logits, "b n v -> b v n"), targets, reduction="none")
-        nats = nats.cpu().double().numpy()
-
+        nats = nats_of_targets(model, ids).cpu().double().numpy()
         scored = index[:, 1:] >= first_scored[i : i + batch_size, None]
         yield nats[scored]
     model.train(was_training)
+
+
+def nats_of_targets(model: nn.Module, ids: Tensor, cache: Cache | None = None) -> Tensor:
+    """Nats of each of ids (b n+1) but the first, after those before it, and those in a cache if there is one: (b n)."""
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    logits = model(inputs) if cache is None else model(inputs, cache=cache)
+    return F.cross_entropy(rearrange(logits.float(), "b n v -> b v n"), targets, reduction="none")
 
 
 def total_nats(

@@ -9,6 +9,9 @@ The text is cut into contiguous streams. The model reads one byte of each stream
 Each stream begins without context, and all values of its first byte are equally likely. Probabilities are float64. The
 coder rounds them to 24 bits and gives every byte at least the smallest share, so no byte is impossible.
 
+A model may also learn from the text as it goes (evaluation/adaptation.py). Then it reads a single stream, and that of
+the decoder learns from what it has decoded.
+
 The decoder needs bit-identical probabilities, which take the same streams, device, number of threads and library
 versions. This is a proof, not a file format. The decoder must also be given the number of bytes.
 """
@@ -21,14 +24,17 @@ import torch
 from constriction import stream
 from tqdm import tqdm
 
+from evaluation.adaptation import Adaptation
 from model import Cache, HierarchicalTransformer
 
 STREAMS = 32  # more streams are faster, but cost bits, since more bytes have little context
 CATEGORICAL = stream.model.Categorical(perfect=False)
 
 
-def encode(model: HierarchicalTransformer, text: np.ndarray) -> tuple[np.ndarray, float]:
-    """Compress a text (n), uint8.
+def encode(
+    model: HierarchicalTransformer, text: np.ndarray, adaptation: Adaptation | None = None
+) -> tuple[np.ndarray, float]:
+    """Compress a text (n), uint8, with a model that learns from it if there is an adaptation.
 
     Returns:
         words: the compressed text, (w) uint32.
@@ -36,14 +42,16 @@ def encode(model: HierarchicalTransformer, text: np.ndarray) -> tuple[np.ndarray
     """
     encoder = stream.queue.RangeEncoder()
     nats = 0.0
-    for positions, log_probs in predictions(model, text, "encoding"):
+    for positions, log_probs in predictions(model, text, "encoding", adaptation):
         symbols = text[positions]
         encoder.encode(symbols.astype(np.int32), CATEGORICAL, np.exp(log_probs))
         nats -= log_probs[np.arange(len(symbols)), symbols].sum()
     return encoder.get_compressed(), nats / log(2)
 
 
-def decode(model: HierarchicalTransformer, words: np.ndarray, size: int) -> np.ndarray:
+def decode(
+    model: HierarchicalTransformer, words: np.ndarray, size: int, adaptation: Adaptation | None = None
+) -> np.ndarray:
     """Decompress the words (w), uint32, of a text of `size` bytes: (size) uint8.
 
     Raises:
@@ -52,16 +60,16 @@ def decode(model: HierarchicalTransformer, words: np.ndarray, size: int) -> np.n
     decoder = stream.queue.RangeDecoder(words)
     text = np.zeros(size, dtype=np.uint8)
     try:
-        for positions, log_probs in predictions(model, text, "decoding"):
+        for positions, log_probs in predictions(model, text, "decoding", adaptation):
             text[positions] = decoder.decode(CATEGORICAL, np.exp(log_probs))
     except AssertionError as error:  # raised by constriction for words that no text is compressed to
         raise ValueError(f"words: {error}") from error
     return text
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def predictions(
-    model: HierarchicalTransformer, text: np.ndarray, description: str
+    model: HierarchicalTransformer, text: np.ndarray, description: str, adaptation: Adaptation | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the model's predictions for a text (n), uint8, one byte of each stream at a time.
 
@@ -70,21 +78,27 @@ def predictions(
 
     Args:
         description: label of the progress bar.
+        adaptation: what has the model learn from each piece, a step after its last byte was predicted.
 
     Yields:
         positions: index in the text of each stream's next byte, (b).
         log_probs: log probabilities of each value of that byte, (b num_tokens) float64.
     """
     # Cut the text into streams.
-    num_streams = min(STREAMS, len(text))
+    num_streams = min(STREAMS, len(text)) if adaptation is None else 1
     shortest, longer_streams = divmod(len(text), num_streams)
     index = np.arange(num_streams)
     starts = index * shortest + np.minimum(index, longer_streams)
 
     cache = Cache()
+    cache_before_piece = Cache()
     device = model.to_logits.weight.device
     logits = torch.zeros(num_streams, model.config.num_tokens)  # the first bytes: uniform
     for step in tqdm(range(ceil(len(text) / num_streams)), desc=description, unit="step", disable=None):
+        if adaptation is not None and cache.length > 0 and cache.length % adaptation.piece == 0:
+            piece = text[None, step - 1 - adaptation.piece : step].astype(np.int64)
+            _, cache = adaptation.read(torch.from_numpy(piece).to(device), cache_before_piece)
+            cache_before_piece = cache.copy()
         if step > 0:
             previous = text[starts + step - 1, None].astype(np.int64)
             ids = torch.from_numpy(previous).to(device)

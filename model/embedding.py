@@ -10,6 +10,8 @@ from model.matches import MatchModel
 from model.ngrams import ngram_buckets
 from model.tables import HashTables, Tables
 
+FEW = 8  # up to an eighth of the match model's reach, it is faster to add bytes to an index than to sort contexts
+
 
 class ByteEmbedding(nn.Module):
     """Bytes (b n) to embeddings (b n d), the sum of
@@ -65,16 +67,16 @@ class ByteEmbedding(nn.Module):
         if cache.is_empty:
             cache.matches = index_text(self.match_model, ids)
             return self.match_model(ids)
-        if ids.shape[1] > 1:
-            return self.find_matches_of_several(ids, cache)
+        if ids.shape[1] > max(1, self.match_model.max_distance // FEW):
+            return self.find_matches_of_many(ids, cache)
         self.index_matches(cache)
         assert cache.matches is not None
         if cache.matches.found is not None:  # a recorded step
             return cache.matches.found
         return cache.matches.add(self.match_model, ids, cache.length)
 
-    def find_matches_of_several(self, ids: Tensor, cache: Cache) -> Tensor:
-        """What `find_matches` finds for the bytes after those in a cache. A next single byte needs a new index."""
+    def find_matches_of_many(self, ids: Tensor, cache: Cache) -> Tensor:
+        """What `find_matches` finds for many bytes after those in a cache, which is left without an index."""
         before = cache.to_index
         if cache.matches is not None:
             before = cache.matches.latest_bytes(cache.length).to(ids.device)

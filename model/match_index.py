@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from model.matches import NON_NEGATIVE, MatchModel, read_words
@@ -34,21 +35,22 @@ class MatchIndex:
     """in recorded steps: what was found for the next byte, on the model's device, (b 1 matches)"""
 
     def add(self, model: MatchModel, ids: Tensor, place: int) -> Tensor:
-        """Add the next byte of each row, ids (b 1), and find which bytes followed its contexts.
+        """Add the next bytes of each row, ids (b n), and find which bytes followed their contexts.
 
         Args:
             model: the one that this index was made for.
-            place: index of this byte in the text.
+            place: index of the first of these bytes in the text.
 
-        Returns the same as the model's pass over all bytes so far, for this one: (b 1 contexts·per_context).
+        Returns the same as the model's pass over all bytes so far, for these: (b n contexts·per_context).
         """
-        from model.match_loops import add_bytes  # compiled when it is first needed
+        from model.match_loops import add_text  # compiled when it is first needed
 
-        found = torch.zeros(len(ids), self.hashed.shape[1], model.per_context, dtype=torch.long)
+        new = rearrange(ids.cpu(), "b n -> n b").contiguous()
+        found = torch.zeros(*new.shape, self.hashed.shape[1], model.per_context, dtype=torch.long)
         views = (self.ids, self.hashed, self.starts, self.earlier, self.latest, self.words, found)
         orders, word_counts = (np.array(values, dtype=np.int64) for values in (model.orders, model.word_counts))
-        add_bytes(ids[:, 0].cpu().numpy(), place, orders, word_counts, *(t.numpy() for t in views))
-        return found.flatten(1).unsqueeze(1).to(ids.device)
+        add_text(new.numpy(), place, orders, word_counts, *(t.numpy() for t in views))
+        return rearrange(found, "n b context k -> b n (context k)").to(ids.device)
 
     def latest_bytes(self, length: int) -> Tensor:
         """The bytes that it holds of a text of `length` bytes so far, oldest first: int64 (b n)."""

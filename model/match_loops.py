@@ -57,6 +57,13 @@ def add_bytes(new, place, orders, word_counts, ids, hashed, starts, earlier, lat
 
 
 @compiled
+def add_text(new, place, orders, word_counts, ids, hashed, starts, earlier, latest, words, found):
+    """Add the bytes from `place` on of each row, `new` (n b), one after another: `found` is (n b context k)."""
+    for t in range(len(new)):
+        add_bytes(new[t], place + t, orders, word_counts, ids, hashed, starts, earlier, latest, words, found[t])
+
+
+@compiled
 def add_context(context, start, place, row, i, ids, hashed, starts, earlier, latest, found):
     """Write what followed the latest occurrences of a context to `found`, and put this one in front of its chain.
 

@@ -26,6 +26,29 @@ def test_two_processes_give_the_score_of_one(whole, command):
     assert [two[key] for key in ("seq_len", "context", "stride", "overlap")] == [32, 64, 24, 40]
 
 
+def test_a_carried_context_gives_one_score_on_any_number_of_processes(whole, command):
+    results = []
+    for how in ({}, {"launcher": LAUNCH_TWO, "ACCELERATE_USE_CPU": "true"}):
+        done = command("evaluate.py", whole, "--carry", "--context", "32", "--batch-size", "3", **how)
+        assert done.returncode == 0, done.stderr
+        results.append(json.loads(done.stdout.splitlines()[-1]))
+    one, two = results
+    assert two["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=1e-9)
+    assert one["streams"] == two["streams"] == 3 and "stride" not in one
+    windows = json.loads(command("evaluate.py", whole).stdout.splitlines()[-1])
+    assert one["bits_per_byte"] == pytest.approx(windows["bits_per_byte"], rel=0.02)
+
+
+def test_a_model_that_adapts_is_reported_beside_the_one_that_does_not_and_proved(whole, command):
+    done = command("evaluate.py", whole, "--adapt", "--adapt-rate", "3e-3", "--limit", "1300", "--verify")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["verified"] is True and result["adapt_rate"] == 3e-3
+    assert result["adapted_bits_per_byte"] < result["bits_per_byte"]
+    assert result["predicted_bits_per_byte"] == pytest.approx(result["adapted_bits_per_byte"], abs=1e-3)
+    assert result["coded_bits_per_byte"] == pytest.approx(result["adapted_bits_per_byte"], rel=0.01)
+
+
 def test_verify_codes_a_file_and_writes_nothing(whole, command, tmp_path):
     text = bytes(range(256)) + "17 times 17 is 289, and that is a fact worth repeating. Ω\n".encode() * 20
     (tmp_path / "text").write_bytes(text)
