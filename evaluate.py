@@ -7,8 +7,8 @@ output is JSON.
 
 `--carry` reads each byte once instead: the context is carried on from piece to piece, as in generation. `--adapt`
 scores the text once more, with a model that learns from each piece after scoring it (dynamic evaluation): another kind
-of figure, which stands beside the first. With `--verify` the same bytes are also compressed with an entropy coder that the
-model drives, and decompressed again.
+of figure, which stands beside the first. With `--verify` the same bytes are also compressed with an entropy coder that
+the model drives, and decompressed again.
 
 `accelerate launch --num_processes N evaluate.py …` divides windows and streams among processes.
 """
@@ -236,7 +236,7 @@ def adapted_score(model: HierarchicalTransformer, data: np.ndarray, rate: float)
     }
 
 
-def verify(model: HierarchicalTransformer, data: np.ndarray, adapt_rate: float | None) -> dict:
+def verify(model: HierarchicalTransformer, data: np.ndarray, adapt_rate: float | None = None) -> dict:
     """Compress bytes (n) with the model, decompress them from the compressed words alone, and compare.
 
     With a rate, the encoder's model learns from the bytes, and so does the decoder's from what it has decoded.

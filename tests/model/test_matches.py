@@ -42,10 +42,10 @@ def search(text, context, size, places, reach):
     return (found + [0] * places)[:places]
 
 
-def step_by_step(model, ids, prefill):
-    """What a match model finds for ids (b n): the first `prefill` at once, then one byte after another."""
+def step_by_step(model, ids, prefill, piece=1):
+    """What a match model finds for ids (b n): the first `prefill` at once, then `piece` bytes after another."""
     index = index_text(model, ids[:, :prefill])
-    steps = [index.add(model, ids[:, t : t + 1], t) for t in range(prefill, ids.shape[1])]
+    steps = [index.add(model, ids[:, t : t + piece], t) for t in range(prefill, ids.shape[1], piece)]
     return torch.cat((model(ids[:, :prefill]), *steps), dim=1)
 
 
@@ -66,7 +66,8 @@ def test_matches_are_the_bytes_after_the_latest_equal_contexts(texts, orders, wo
         for k in range(places)
     ]
     model = MatchModel(orders, words, places, reach)
-    for found in (model(ids), step_by_step(model, ids, data.draw(st.integers(1, n), label="prefill"))):
+    prefill, piece = (data.draw(st.integers(1, n), label=label) for label in ("prefill", "piece"))
+    for found in (model(ids), step_by_step(model, ids, prefill), step_by_step(model, ids, prefill, piece)):
         assert [each.tolist() for each in found.unbind(dim=-1)] == expected
 
 
