@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from model.matches import NON_NEGATIVE, MatchModel, read_words
@@ -45,12 +44,12 @@ class MatchIndex:
         """
         from model.match_loops import add_text  # compiled when it is first needed
 
-        new = rearrange(ids.cpu(), "b n -> n b").contiguous()
+        new = ids.cpu().t().contiguous()  # (n b); einops takes longer than the loops do for one byte
         found = torch.zeros(*new.shape, self.hashed.shape[1], model.per_context, dtype=torch.long)
         views = (self.ids, self.hashed, self.starts, self.earlier, self.latest, self.words, found)
         orders, word_counts = (np.array(values, dtype=np.int64) for values in (model.orders, model.word_counts))
         add_text(new.numpy(), place, orders, word_counts, *(t.numpy() for t in views))
-        return rearrange(found, "n b context k -> b n (context k)").to(ids.device)
+        return found.flatten(2).transpose(0, 1).to(ids.device)  # (b n context·k)
 
     def latest_bytes(self, length: int) -> Tensor:
         """The bytes that it holds of a text of `length` bytes so far, oldest first: int64 (b n)."""
