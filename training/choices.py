@@ -24,6 +24,11 @@ MARGIN = 0.1  # the usual option is left for one that is faster by this share of
 LEAST_GAIN = 1.0  # and by so many milliseconds: less would be chance, and would not matter
 
 
+def in_words(option: str) -> str:
+    """An option as people call it: Accelerate's precision `no` is float32."""
+    return "float32" if option == "no" else option
+
+
 @dataclass(frozen=True)
 class Choice:
     """One of several ways to compute, and why."""
@@ -39,7 +44,7 @@ class Choice:
     @property
     def reason(self) -> str:
         """The figures behind it, for people; empty if there are none."""
-        figures = ", ".join(f"{name} {time:.3g} ms" for name, time in self.milliseconds.items())
+        figures = ", ".join(f"{ms:.3g} ms with {in_words(name)}" for name, ms in self.milliseconds.items())
         return f" (measured: {figures})" if figures else ""
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from data import Corpus
 from model import Attend, HierarchicalTransformer, ModelConfig
 from training.checkpoints import RunState
-from training.choices import Choices
+from training.choices import Choices, in_words
 from training.config import Config
 from training.init_from import Source, differences
 from training.record import Change, best_model, read_corpora
@@ -38,9 +38,9 @@ def print_header(config: Config, choices: Choices, trainer: Trainer, corpus: Cor
     batch = f"{trainer.global_batch_size} × {config.model.seq_len} bytes"
 
     say(f"device      {accelerator.device}, {processes} process(es), {threads} threads{choices.threads.reason}")
-    say(f"precision   {'float32' if in_float32 else accelerator.mixed_precision}{choices.precision.reason}")
+    say(f"precision   {in_words(choices.precision.option)}{choices.precision.reason}")
     if config.train.optimizer == "muon":
-        say(f"muon        {'float32' if choices.muon.option == 'no' else 'bf16'}{choices.muon.reason}")
+        say(f"muon        {in_words(choices.muon.option)}{choices.muon.reason}")
     say(f"corpus      {corpus.name}: {sizes} bytes, from {corpus.source}")
     for line in (f"sha256 {checksums}", *corpus.report.lines()):
         say(f"            {line}")

@@ -47,7 +47,7 @@ def test_the_faster_precision_trains_and_the_header_says_why(precision, measured
     name = f"measured-{precision}"
     printed = train_here(name, *AUTO)
     said = "float32" if precision == "no" else "bf16"
-    figures = "(measured: no {no:.3g} ms, bf16 {bf16:.3g} ms)".format(**FASTER[precision])
+    figures = "(measured: {no:.3g} ms with float32, {bf16:.3g} ms with bf16)".format(**FASTER[precision])
     assert f"precision   {said} {figures}" in printed
     assert f"muon        {said} {figures}" in printed
     kept = read_choices(workplace / name)
@@ -79,7 +79,7 @@ def test_a_resume_computes_as_before_even_if_a_new_measurement_would_choose_othe
     measured("no")
     printed = train_here("two-goes", "--resume")
     assert f"resuming from {checkpoints(workplace / 'two-goes')[0]}" in printed
-    assert "precision   bf16 (measured: no 40 ms, bf16 20 ms)" in printed
+    assert "precision   bf16 (measured: 40 ms with float32, 20 ms with bf16)" in printed
     assert same(weights(workplace / "one-go"), weights(workplace / "two-goes"))
     assert losses(workplace / "one-go") == losses(workplace / "two-goes")
 
@@ -113,7 +113,7 @@ def test_a_run_from_before_choices_were_kept_measures_now(measured, train_here, 
     (workplace / "older" / "machine.json").unlink()
     measured("bf16")
     printed = train_here("older", "--resume", "--train.max_steps=6")
-    assert "precision   bf16 (measured: no 40 ms, bf16 20 ms)" in printed
+    assert "precision   bf16 (measured: 40 ms with float32, 20 ms with bf16)" in printed
 
 
 def test_all_processes_compute_as_the_main_process_chose(train, workplace):
