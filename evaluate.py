@@ -17,7 +17,6 @@ import hashlib
 import json
 import sys
 import time
-from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -114,15 +113,14 @@ def main(argv: list[str] | None = None) -> None:
         context = args.context or model.config.seq_len
         stride = args.stride or max(1, context // 2)
         windows = scoring_windows(len(data), context, stride)
-        streams = cut_streams(len(data), context, args.batch_size)
 
     # -- the score
     started = time.monotonic()
     if args.carry:
-        own_streams = streams.part(accelerator.process_index, accelerator.num_processes)
-        own_nats = carried_nats(
-            model, data, own_streams, whole_pieces(context, model), show=accelerator.is_main_process
-        )
+        streams = cut_streams(len(data), context, args.batch_size)
+        own = streams.part(accelerator.process_index, accelerator.num_processes)
+        piece = whole_pieces(context, model)
+        own_nats = carried_nats(model, data, own, piece, show=accelerator.is_main_process)
         nats = sum(gather_object([own_nats]))
         how = {"context": context, "streams": len(streams.starts)}
     else:
@@ -225,9 +223,9 @@ def score(nats: float, size: int) -> float:
 def adapted_score(model: HierarchicalTransformer, data: np.ndarray, rate: float) -> dict:
     """Score bytes (n) with a copy of the model that learns from each piece of them after scoring it."""
     started = time.monotonic()
-    learner = Adaptation(deepcopy(model), rate)
+    learner = Adaptation(model, rate)
     streams = cut_streams(len(data), warm_up=0, most=1)
-    nats = carried_nats(learner.model, data, streams, learner.piece, learner, show=True)
+    nats = carried_nats(model, data, streams, learner.piece, learner, show=True)
     return {
         "adapted_bits_per_byte": score(nats, len(data)),
         "adapt_rate": rate,
@@ -245,14 +243,15 @@ def verify(model: HierarchicalTransformer, data: np.ndarray, adapt_rate: float |
     that does not learn cuts the text into streams, each of which starts without context, so both numbers differ a
     little from the score by windows.
     """
+    encoder = decoder = None
     if adapt_rate is None:
         prepare_for_generation(model)
-        encoder = decoder = None
     else:
-        encoder, decoder = (Adaptation(deepcopy(model), adapt_rate) for _ in range(2))
-    words, predicted_bits = encode(encoder.model if encoder else model, data, encoder)
+        encoder = Adaptation(model, adapt_rate)
+        decoder = Adaptation(model, adapt_rate)
+    words, predicted_bits = encode(model, data, encoder)
     try:
-        decoded = decode(decoder.model if decoder else model, words, len(data), decoder)
+        decoded = decode(model, words, len(data), decoder)
     except ValueError:  # the words do not fit the model's predictions
         decoded = None
     return {

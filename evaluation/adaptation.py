@@ -5,6 +5,8 @@ the score is still one of predictions, and an entropy coder whose decoder learns
 of figure than that of a model whose weights stay, and is given beside that one.
 """
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
@@ -19,18 +21,18 @@ TABLE_RATE = 0.024
 
 
 class Adaptation:
-    """Has a model take a step of gradient descent on each piece of a text. It changes the model's weights.
+    """Has a copy of a model take a step of gradient descent on each piece of a text.
 
     Steps are scaled by the size of earlier gradients: their running root mean square for most weights, and the root of
     the sum of their squares for tables of n-grams, whose rows are read now and then.
     """
 
     def __init__(self, model: HierarchicalTransformer, rate: float = RATE):
-        self.model = model
+        self.model = deepcopy(model)
         self.piece = whole_pieces(PIECE, model)
-        tables = [module for module in model.modules() if isinstance(module, HashTables)]
+        tables = [module for module in self.model.modules() if isinstance(module, HashTables)]
         in_tables = {table.weight for table in tables}
-        others = [p for p in model.parameters() if p not in in_tables]
+        others = [p for p in self.model.parameters() if p not in in_tables]
         is_on_cpu = model.to_logits.weight.device.type == "cpu"
         for table in tables:
             table.sparse = is_on_cpu

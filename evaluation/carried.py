@@ -66,14 +66,16 @@ def carried_nats(
 
     Args:
         piece: bytes of a stream that are read at once, a multiple of the model's period.
-        adaptation: what has the model learn from each piece.
+        adaptation: a copy of the model, which is scored in its place, and learns from each piece.
         show: print a progress bar, if the output is a terminal.
     """
     if len(streams.starts) == 0:
         return 0.0
+    model = model if adaptation is None else adaptation.model
     model.eval()
     device = model.to_logits.weight.device
-    first, behind = streams.scored[:, :1], streams.scored[:, 1:]
+    first = streams.scored[:, :1]
+    behind = streams.scored[:, 1:]
     cache = Cache()
     total = 0.0
     for place in tqdm(range(0, streams.length, piece), unit="piece", disable=None if show else True):

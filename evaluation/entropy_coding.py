@@ -78,7 +78,7 @@ def predictions(
 
     Args:
         description: label of the progress bar.
-        adaptation: what has the model learn from each piece, a step after its last byte was predicted.
+        adaptation: a copy of the model, which predicts in its place, and learns from each piece once it is known.
 
     Yields:
         positions: index in the text of each stream's next byte, (b).
@@ -90,6 +90,7 @@ def predictions(
     index = np.arange(num_streams)
     starts = index * shortest + np.minimum(index, longer_streams)
 
+    model = model if adaptation is None else adaptation.model
     cache = Cache()
     cache_before_piece = Cache()
     device = model.to_logits.weight.device
