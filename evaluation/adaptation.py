@@ -52,7 +52,7 @@ class Adaptation:
         with torch.enable_grad():
             nats = nats_of_targets(self.model, ids, cache)
             nats.mean().backward()
-        with torch.sparse.check_sparse_tensor_invariants(enable=False):  # which PyTorch would warn of
+        with torch.sparse.check_sparse_tensor_invariants(enable=False):  # PyTorch warns until one chooses
             for optimizer in self.optimizers:
                 optimizer.step()
                 optimizer.zero_grad()
