@@ -23,10 +23,9 @@ from typing import Literal
 
 import numpy as np
 from accelerate.utils import gather_object
-from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import PositiveFloat, PositiveInt
 
-from data import Corpus, DataConfig, bytes_of_file, open_corpus, scoring_windows
+from data import Corpus, bytes_of_file, open_corpus, scoring_windows
 from evaluation.adaptation import RATE, Adaptation, whole_pieces
 from evaluation.bits_per_byte import FIRST_BYTE, bits_per_byte, total_nats
 from evaluation.carried import carried_nats, cut_streams
@@ -37,8 +36,7 @@ from model.generation.prepare import prepare_for_generation
 from training.command_line import parse_as, user_errors
 from training.config import Config, TrainConfig, WandbConfig
 from training.parallel import build_accelerator, main_process_first, prepare_process
-from training.reading import load_settings
-from training.record import changed_splits, read_corpora
+from training.record import changed_splits, load_data_config, read_corpora
 from utils.errors import Mistake, UserError
 from utils.files import user_path
 from utils.terminal import run_program, warn
@@ -195,24 +193,6 @@ def warn_of_other_bytes(run_dir: str, source: dict[str, str | bool | None]) -> N
         warn(f"{run_dir} has no corpus.json, so it is not known whether {split} had the same bytes in training")
     elif not same:
         warn(f"{split} had other bytes when {run_dir} was trained")
-
-
-def load_data_config(run_dir: Path) -> DataConfig:
-    """The corpus that a run was trained on.
-
-    Raises:
-        UserError: if the run directory has no config.yaml that names a corpus.
-    """
-    path = run_dir / "config.yaml"
-    settings = load_settings(path, "run_dir").get("data")
-    if not isinstance(settings, dict):
-        raise UserError(f"run_dir: {path} has no section data, which names the corpus")
-    probe = ArgumentParser(exit_on_error=False)
-    probe.add_class_arguments(DataConfig)
-    try:
-        return DataConfig(**vars(probe.parse_object(settings)))
-    except (ArgumentError, TypeError) as error:
-        raise UserError(f"run_dir: the section data of {path} does not fit ({error})") from error
 
 
 def score(nats: float, size: int) -> float:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from jsonargparse import ArgumentError, ArgumentParser
 
-from data import Corpus
+from data import Corpus, DataConfig
 from training.checkpoints import RunState
 from training.code_version import code_version
 from training.config import Config
 from training.init_from import Source
+from training.reading import load_settings
 from utils.checks import is_number
 from utils.errors import UserError, as_typed
 from utils.files import naming, read_json, write_text
@@ -52,6 +54,24 @@ class Change:
 
     def __str__(self) -> str:
         return f"{self.setting}: {as_typed(self.old)} -> {as_typed(self.new)}"
+
+
+def load_data_config(run_dir: Path) -> DataConfig:
+    """The corpus that a run was trained on.
+
+    Raises:
+        UserError: if the run directory has no config.yaml that names a corpus.
+    """
+    path = run_dir / "config.yaml"
+    settings = load_settings(path, "run_dir").get("data")
+    if not isinstance(settings, dict):
+        raise UserError(f"run_dir: {path} has no section data, which names the corpus")
+    probe = ArgumentParser(exit_on_error=False)
+    probe.add_class_arguments(DataConfig)
+    try:
+        return DataConfig(**vars(probe.parse_object(settings)))
+    except (ArgumentError, TypeError) as error:
+        raise UserError(f"run_dir: the section data of {path} does not fit ({error})") from error
 
 
 def read_corpora(run_dir: Path) -> list[UsedCorpus]:

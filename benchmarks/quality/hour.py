@@ -34,13 +34,13 @@ from benchmarks.quality.cost_of_use import LENGTH, ROWS, Continuation, cut_rows,
 from benchmarks.speed.machine import measure_machine
 from benchmarks.speed.timing import median, time_in_turns
 from data import open_corpus
-from evaluate import load_data_config
 from model import HierarchicalTransformer
 from model.generation.load import best_device, load_model
 from model.generation.prepare import prepare_for_generation
 from training.code_version import code_version
 from training.command_line import user_errors
 from training.optimizer import parameters_but_tables
+from training.record import load_data_config
 from utils.errors import Mistake, UserError
 from utils.files import read_json, user_path, write_text
 from utils.terminal import harmless, print_error, run_program, say
