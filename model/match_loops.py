@@ -4,23 +4,13 @@ A few steps for each context, where operations on tensors, which cannot stop ear
 those of `MatchIndex`. Integers have 64 bits and wrap around.
 """
 
-from collections.abc import Callable
-
 import torch
-from numba import njit
 
 from model.matches import NON_NEGATIVE, letters
 from model.ngrams import FACTOR, MIX
+from utils.loops import compiled
 
 LETTERS = letters(torch.arange(256)).numpy()  # by byte: its letter in lower case, 0 for a gap
-
-
-def compiled(function: Callable) -> Callable:
-    """A function that Numba compiles when it is first called, and keeps on the disk for later processes if it can."""
-    try:
-        return njit(cache=True)(function)
-    except RuntimeError:  # there is no folder that it may write to
-        return njit(function)
 
 
 @compiled

@@ -27,9 +27,16 @@ class Tables(nn.EmbeddingBag):
             weights = weights.flatten(0, 1)
         if self.sparse:
             sums = SparseSum.apply(self.weight, all_rows, weights)
+        elif weights is None and self.is_trained_on_a_cpu():
+            sums = LoopedSum.apply(self.weight, all_rows)
         else:
             sums = self(all_rows, per_sample_weights=weights)
         return sums.unflatten(0, rows.shape[:2])
+
+    def is_trained_on_a_cpu(self) -> bool:
+        """Whether a gradient is computed, and NumPy has the type of the weights."""
+        learns = torch.is_grad_enabled() and self.weight.requires_grad
+        return learns and self.weight.device.type == "cpu" and self.weight.dtype in (torch.float32, torch.float64)
 
 
 class HashTables(Tables):
@@ -64,3 +71,26 @@ class SparseSum(torch.autograd.Function):
         sums = F.embedding_bag(place // rows.shape[1], grad, first, mode="sum", per_sample_weights=weights)
         table_grad = torch.sparse_coo_tensor(touched[None], sums, ctx.table_shape, check_invariants=False)
         return table_grad, None, None
+
+
+class LoopedSum(torch.autograd.Function):
+    """`F.embedding_bag(rows, table, mode="sum")` on a CPU, whose gradient takes a tenth of the time.
+
+    PyTorch sorts all reads by their row. A loop over them adds a gradient to each row as it comes (benchmarks/LOG.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, rows: Tensor) -> Tensor:
+        """Sums (m d) of rows (m k)."""
+        ctx.save_for_backward(rows)
+        ctx.table_shape = table.shape
+        return F.embedding_bag(rows, table, mode="sum")
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # ty: ignore[incompatible-method-override]
+        from model.table_loops import add_gradients  # compiled when it is first needed
+
+        (rows,) = ctx.saved_tensors
+        table_grad = grad.new_zeros(ctx.table_shape)
+        add_gradients(table_grad.numpy(), rows.numpy(), grad.contiguous().numpy())
+        return table_grad, None

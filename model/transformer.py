@@ -25,6 +25,7 @@ i queries and j keys.
 
 from collections import defaultdict
 from dataclasses import replace
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -232,7 +233,7 @@ class HierarchicalTransformer(nn.Module, HubModel):
         """
         dims = [self.config.levels[i].dim for i in self.predicting_levels]
         weights = self.to_logits.weight.split(dims, dim=1)
-        logits = self.to_logits.weight.new_zeros(())
+        parts = []
         for i, weight in zip(self.predicting_levels, weights, strict=True):
             if i in outputs:
                 part = F.linear(outputs[i], weight)
@@ -241,8 +242,8 @@ class HierarchicalTransformer(nn.Module, HubModel):
             else:
                 assert cache is not None
                 part = cache.logits[i]
-            logits = logits + units[i].up(part)
-        return logits
+            parts.append(units[i].up(part))
+        return reduce(torch.add, parts)
 
     def compute_losses(
         self, logits: Tensor, outputs: Tokens, units: LevelUnits, ids: Tensor, labels: Tensor

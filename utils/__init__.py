@@ -13,6 +13,7 @@ __all__ = [
     "is_increasing",
     "is_number",
     "locks",
+    "loops",
     "require",
     "terminal",
 ]
