@@ -48,7 +48,7 @@ class ByteEmbedding(nn.Module):
 
         if self.ngram_emb is not None:
             buckets = ngram_buckets(with_history, self.ngrams, self.ngram_emb.rows, n)
-            x = x + self.embed_ngrams(self.ngram_emb, torch.stack(list(buckets), dim=-1))
+            x = x + self.embed_ngrams(self.ngram_emb, buckets)
         if self.match_emb is not None:
             x = x + self.match_emb.sum_of_rows(self.find_matches(ids, cache))
         return x

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -18,15 +19,19 @@ def ngram_hashes(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Tensor]:
     ever within a text.
     """
     hashed = ids.long()
-    for order in range(2, max(orders, default=1) + 1):
-        earlier = F.pad(ids, (order - 1, 0))[:, : ids.shape[1]]  # the byte order - 1 places before each
+    longest = max(orders, default=1)
+    with_zeros = F.pad(hashed, (longest - 1, 0))
+    for order in range(2, longest + 1):
+        earlier = with_zeros[
+            :, longest - order : longest - order + ids.shape[1]
+        ]  # the byte order - 1 places before each
         hashed = hashed * FACTOR + earlier + order
         if order in orders:
             yield hashed
 
 
-def ngram_buckets(ids: Tensor, orders: tuple[int, ...], buckets: int, last: int) -> Iterator[Tensor]:
-    """For each of `orders`, the table row of the n-gram that ends at each of the last bytes of ids: int64 (b last).
+def ngram_buckets(ids: Tensor, orders: tuple[int, ...], buckets: int, last: int) -> Tensor:
+    """For each of `orders`, the table row of the n-gram that ends at each of the last bytes: int64 (b last orders).
 
     Distinct n-grams may share a row, as in BLT (arXiv 2412.09871).
 
@@ -36,9 +41,9 @@ def ngram_buckets(ids: Tensor, orders: tuple[int, ...], buckets: int, last: int)
         last: how many bytes, from the end, get a row.
     """
     recent = ids[:, -last - max(orders, default=1) :]
-    for hashed in ngram_hashes(recent, orders):
-        # Mix the bits twice, since neighbouring hashes differ in few of them.
-        hashed = hashed & HASH_MASK
-        mixed = ((hashed ^ hashed >> 15) * MIX) & HASH_MASK
-        mixed = mixed ^ mixed >> 16
-        yield (mixed % buckets)[:, -last:]
+    hashed = torch.stack([each[:, -last:] for each in ngram_hashes(recent, orders)], dim=-1)
+    # Mix the bits twice, since neighbouring hashes differ in few of them.
+    hashed = hashed & HASH_MASK
+    mixed = ((hashed ^ hashed >> 15) * MIX) & HASH_MASK
+    mixed = mixed ^ mixed >> 16
+    return mixed % buckets

@@ -10,9 +10,13 @@ from torch import Tensor, nn
 class Tables(nn.EmbeddingBag):
     """Several tables of as many rows in one weight, one after another."""
 
+    starts: Tensor
+    """the first row of each"""
+
     def __init__(self, count: int, rows: int, dim: int):
         super().__init__(count * rows, dim, mode="sum")
         self.rows = rows
+        self.register_buffer("starts", torch.arange(count) * rows, persistent=False)
 
     def sum_of_rows(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
         """The sum of one row of each table: (b n tables) -> (b n d).
@@ -21,8 +25,7 @@ class Tables(nn.EmbeddingBag):
             rows: the row of each table, counted from its first.
             weights: what each of them is multiplied by (b n tables), or None for 1.
         """
-        starts = torch.arange(rows.shape[-1], device=rows.device) * self.rows
-        all_rows = (rows + starts).flatten(0, 1)
+        all_rows = (rows + self.starts).flatten(0, 1)
         if weights is not None:
             weights = weights.flatten(0, 1)
         if self.sparse:

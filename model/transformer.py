@@ -25,7 +25,6 @@ i queries and j keys.
 
 from collections import defaultdict
 from dataclasses import replace
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
@@ -233,7 +232,7 @@ class HierarchicalTransformer(nn.Module, HubModel):
         """
         dims = [self.config.levels[i].dim for i in self.predicting_levels]
         weights = self.to_logits.weight.split(dims, dim=1)
-        parts = []
+        logits = self.to_logits.weight.new_zeros(())
         for i, weight in zip(self.predicting_levels, weights, strict=True):
             if i in outputs:
                 part = F.linear(outputs[i], weight)
@@ -242,8 +241,8 @@ class HierarchicalTransformer(nn.Module, HubModel):
             else:
                 assert cache is not None
                 part = cache.logits[i]
-            parts.append(units[i].up(part))
-        return reduce(torch.add, parts)
+            logits = logits + units[i].up(part)
+        return logits
 
     def compute_losses(
         self, logits: Tensor, outputs: Tokens, units: LevelUnits, ids: Tensor, labels: Tensor

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from numbers import Integral, Real
 
 import torch
@@ -83,9 +84,10 @@ class Sampling:
         Raises:
             UserError: if logits are not finite, as those of a model with broken weights.
         """
-        below_largest = logits - logits.amax(dim=-1, keepdim=True)
-        if below_largest.isnan().any():
+        largest = logits.amax(dim=-1, keepdim=True)
+        if not all(map(isfinite, largest[:, 0].tolist())):  # what is not a number counts as the largest
             raise UserError("the model's logits are not finite, so nothing can be drawn from them")
+        below_largest = logits - largest
         return torch.where(below_largest == 0, 0.0, below_largest / self.temperature)
 
     def filter(self, logits: Tensor) -> Tensor:
