@@ -18,6 +18,7 @@ from model.generation.cache import Cache, map_tensors, tensor_slots
 from model.segments import FixedStride
 from model.transformer import HierarchicalTransformer
 
+LEAST_SHARED = 1 << 18  # weights of a matrix whose product with one row is worth several threads (benchmarks/LOG.md)
 MOST_RECORDINGS = 64  # with strides such as 5, 7 and 9, all levels come round together only after 315 bytes
 
 
@@ -90,7 +91,10 @@ class StepRecorder:
         return lambda ids: compiled(ids.contiguous(), *state)[0]
 
     def compile(self, ids: Tensor, cache: Cache, state: list[Tensor]) -> Callable:
-        """Trace the next step as a function of ids and all tensors of the cache, and compile it."""
+        """Trace the next step as a function of ids and all tensors of the cache, and compile it.
+
+        What calls its parts is compiled, too: in Python that takes longer than the parts of a small model.
+        """
         from torch.fx.experimental.proxy_tensor import make_fx  # the import takes a while
 
         def step(ids: Tensor, *state: Tensor) -> tuple[Tensor]:
@@ -101,17 +105,22 @@ class StepRecorder:
         with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode cannot be traced
             like: list = [torch.empty_like(t) for t in (ids.contiguous(), *state)]
             traced = make_fx(step, ONE_ROW_PRODUCTS, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
-            return torch._inductor.compile(traced, like)
+            return torch._inductor.compile(traced, like, options={"cpp_wrapper": True})
+
+
+def is_shared(a: Tensor, b: Tensor) -> bool:
+    """Whether all threads together compute a product of one row faster than a library, which does so on one."""
+    return len(a) == 1 and b.numel() >= LEAST_SHARED and torch.get_num_threads() > 1
 
 
 def one_row_product(a: Tensor, b: Tensor) -> Tensor:
-    """A product of one row as a sum, which compiles for all threads; a library's product runs on one."""
-    return (a.unsqueeze(-1) * b).sum(dim=1) if len(a) == 1 else NotImplemented
+    """A product of one row as a sum, which compiles for all threads."""
+    return (a.unsqueeze(-1) * b).sum(dim=1) if is_shared(a, b) else NotImplemented
 
 
 def one_row_product_with_bias(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """The same, with a bias."""
-    return bias + one_row_product(a, b) if len(a) == 1 else NotImplemented
+    return bias + one_row_product(a, b) if is_shared(a, b) else NotImplemented
 
 
 ONE_ROW_PRODUCTS = {
