@@ -40,7 +40,9 @@ def ngram_buckets(ids: Tensor, orders: tuple[int, ...], buckets: int, last: int)
         buckets: rows of a table.
         last: how many bytes, from the end, get a row.
     """
-    recent = ids[:, -last - max(orders, default=1) :]
+    if not orders:
+        return ids.new_zeros(len(ids), last, 0)
+    recent = ids[:, -last - max(orders) :]
     hashed = torch.stack([each[:, -last:] for each in ngram_hashes(recent, orders)], dim=-1)
     # Mix the bits twice, since neighbouring hashes differ in few of them.
     hashed = hashed & HASH_MASK

@@ -31,6 +31,10 @@ def test_n_grams_are_spread_over_the_table():
     assert 0.58 < len(rows[:, 1].unique()) / 4096 <= 1
 
 
+def test_without_orders_there_are_no_rows():
+    assert ngram_buckets(torch.zeros(1, 3, dtype=torch.long), (), 8, last=3).shape == (1, 3, 0)
+
+
 @given(
     ids=st.lists(st.integers(0, 255), min_size=1, max_size=20),
     orders=st.sets(st.integers(2, 12), min_size=1).map(sorted),
