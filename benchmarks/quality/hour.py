@@ -22,7 +22,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -31,12 +31,14 @@ from typing import Any
 import torch
 
 from benchmarks.quality.cost_of_use import LENGTH, ROWS, Continuation, cut_rows, row_bytes
-from benchmarks.speed.machine import measure_machine
+from benchmarks.quality.race_setup import make_folder
+from benchmarks.speed.machine import REPO, measure_machine
 from benchmarks.speed.timing import median, time_in_turns
 from data import open_corpus
 from model import HierarchicalTransformer
 from model.generation.load import best_device, load_model
 from model.generation.prepare import prepare_for_generation
+from plot import read_metrics
 from training.code_version import code_version
 from training.command_line import user_errors
 from training.optimizer import parameters_but_tables
@@ -53,7 +55,8 @@ SETTINGS_OF_TIMING = [
     "--train.sample_length=0",
     "--wandb.mode=disabled",
 ]
-OWN_SETTINGS = ("run_dir", "resume", "config", "train.max_steps")  # of train.py, which this program decides
+# Flags of train.py that this program decides.
+OWN_SETTINGS = ("run_dir", "resume", "config", "train.max_steps")
 CODED_BYTES = 100_000
 ROUNDS = 5  # timed calls of generation
 PROMPT = "The "
@@ -154,16 +157,12 @@ def begin(folder: Path, plan: Plan) -> None:
         UserError: if it was begun with another, or cannot be made.
     """
     path = folder / "plan.json"
-    if path.exists():
-        known = read_json(path)
-        if known != asdict(plan):
-            raise UserError(Mistake("out", f"{folder}, which was begun with {known}", "a new folder, or the same plan"))
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        make_folder(folder)
         write_text(path, json.dumps(asdict(plan), indent=1))
-    except OSError as error:
-        raise UserError(f"out: {folder} cannot be written ({error})") from error
+    known = read_json(path)
+    if known != asdict(plan):
+        raise UserError(Mistake("out", f"{folder}, which was begun with {known}", "a new folder, or the same plan"))
 
 
 class Results:
@@ -192,7 +191,7 @@ def time_steps(plan: Plan, run_dir: Path) -> dict[str, Any]:
     """
     shutil.rmtree(run_dir, ignore_errors=True)
     run([*train_command(plan, run_dir), *SETTINGS_OF_TIMING])
-    lines = list(read_metrics(run_dir))
+    lines = read_metrics(run_dir / "metrics.jsonl")
     speeds = [line["speed/bytes_per_second"] for line in lines if "speed/bytes_per_second" in line]
     return {"bytes_per_second": median(speeds[1:]), "bytes_per_step": lines[0]["bytes"]}
 
@@ -204,7 +203,7 @@ def train(plan: Plan, steps: int, run_dir: Path) -> dict[str, Any]:
         command.append("--resume")
     run(command)
 
-    lines = list(read_metrics(run_dir))
+    lines = read_metrics(run_dir / "metrics.jsonl")
     speeds = [line for line in lines if "speed/bytes_per_second" in line]
     validated = [line for line in lines if "validation/bits_per_byte" in line]
     model = load_model(run_dir, "cpu")
@@ -226,12 +225,6 @@ def train(plan: Plan, steps: int, run_dir: Path) -> dict[str, Any]:
 
 def train_command(plan: Plan, run_dir: Path) -> list[str]:
     return ["train.py", "--config", plan.config, "--run_dir", str(run_dir), *plan.settings]
-
-
-def read_metrics(run_dir: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl."""
-    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
-        yield json.loads(line)
 
 
 # -- generation
@@ -262,8 +255,7 @@ def run(command: list[str], output: int | None = None) -> str:
     Ends this program when that one fails.
     """
     say(f"$ python {shlex.join(command)}")
-    root = Path(__file__).parents[2]
-    with subprocess.Popen([sys.executable, str(root / command[0]), *command[1:]], stdout=output, text=True) as process:
+    with subprocess.Popen([sys.executable, str(REPO / command[0]), *command[1:]], stdout=output, text=True) as process:
         try:
             printed, _ = process.communicate()
         except KeyboardInterrupt:  # Ctrl-C reached that program, too, and it may have something to save
@@ -285,8 +277,12 @@ def last_line(command: list[str]) -> dict[str, Any]:
 
 def markdown(report: dict[str, Any]) -> list[str]:
     """The report as lines of Markdown."""
-    plan, training, machine = report["plan"], report["training"], report["machine"]
-    windows, carried, coded = report["windows"], report["carried"], report["coded"]
+    plan = report["plan"]
+    training = report["training"]
+    machine = report["machine"]
+    windows = report["windows"]
+    carried = report["carried"]
+    coded = report["coded"]
     in_tables = training["parameters"] - training["parameters_outside_tables"]
     peaks = ", ".join(f"{peak / 1e12:.3g} TFLOPs/s in {name}" for name, peak in machine["flops_per_second"].items())
     speeds = ", ".join(f"{name}: {speed:,.0f} bytes/s" for name, speed in report["generation"].items())
