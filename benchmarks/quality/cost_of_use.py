@@ -171,7 +171,8 @@ class Continuation:
         sampling = Sampling()
         seen = torch.zeros(len(self.text), self.model.config.num_tokens, dtype=torch.bool)
         for _ in range(LENGTH):
-            sampling.draw(self.logits.float().cpu(), seen, None)
+            uniform = torch.rand(len(self.text), 1, dtype=torch.float64)
+            sampling.draw(self.logits.float().cpu(), seen, uniform)
             token = self.text[:, self.position, None]
             self.logits = self.model(token, cache=self.cache)[:, -1]
             self.position += 1

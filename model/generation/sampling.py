@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import isfinite
 from numbers import Integral, Real
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,8 +63,15 @@ class Sampling:
             stop=(stop_fits, "a list of tokens"),
         )
 
-    def draw(self, logits: Tensor, seen: Tensor, generator: torch.Generator | None) -> Tensor:
-        """One token for each row of logits (b v), where `seen` (b v) marks the tokens that came before: (b 1).
+    def draw(self, logits: Tensor, seen: Tensor, uniform: Tensor) -> Tensor:
+        """One token for each row of logits (b v): (b 1).
+
+        The simple version lays the tokens' probabilities side by side, and takes the token in which a random number
+        from 0 to 1 lies. So a draw needs a single random number, however many tokens there are.
+
+        Args:
+            seen: marks the tokens that came before, for a repetition penalty (b v).
+            uniform: the random numbers, below 1, float64 (b 1).
 
         Raises:
             UserError: when logits are not finite.
@@ -74,7 +82,8 @@ class Sampling:
         if self.temperature == 0:
             return logits.argmax(dim=-1, keepdim=True)
         probabilities = self.filter(self.heat(logits)).softmax(dim=-1)
-        return torch.multinomial(probabilities, 1, generator=generator)
+        ends = probabilities.cumsum(dim=-1, dtype=torch.float64)  # where each token's part ends
+        return torch.searchsorted(ends, uniform * ends[:, -1:], right=True)
 
     def heat(self, logits: Tensor) -> Tensor:
         """Logits (b v) divided by the temperature, after subtracting the largest, which changes no probability.
@@ -87,8 +96,7 @@ class Sampling:
         largest = logits.amax(dim=-1, keepdim=True)
         if not all(map(isfinite, largest[:, 0].tolist())):  # what is not a number counts as the largest
             raise UserError("the model's logits are not finite, so nothing can be drawn from them")
-        below_largest = logits - largest
-        return torch.where(below_largest == 0, 0.0, below_largest / self.temperature)
+        return (logits - largest) / max(self.temperature, torch.finfo(logits.dtype).tiny)  # never 0 / 0
 
     def filter(self, logits: Tensor) -> Tensor:
         """Set logits (b v) of tokens that must not be drawn to -inf. The likeliest token and its ties stay."""
@@ -135,28 +143,28 @@ class Rows:
     """The rows of one call of `stream`: their prompts, and how far each of them is.
 
     Row i reads the end of its prompt that is within reach, up to `prompt_lengths[i]`, then draws `length` tokens. All
-    rows are at the same position.
+    rows are at the same position. What is kept of them is in NumPy, whose operations on a few numbers take less time
+    than PyTorch's: there are as many of them as in a step of a small model.
     """
 
     def __init__(self, prompts: list[Tensor], length: int, sampling: Sampling, config: ModelConfig):
         self.sampling = sampling
-        self.stop = torch.tensor(sampling.stop, dtype=torch.long)
-        self.length = length
 
-        ends = [within_reach(prompt, config) for prompt in prompts]
-        self.prompt_lengths = torch.tensor([len(end) for end in ends])
+        read = [within_reach(prompt, config).cpu().numpy() for prompt in prompts]
+        self.prompt_lengths = np.array([len(prompt) for prompt in read])
+        self.ends = self.prompt_lengths + length
         self.shortest = int(self.prompt_lengths.min())
         self.longest = int(self.prompt_lengths.max())
-        self.prompts = torch.zeros(len(prompts), self.longest, dtype=torch.long)
-        for row, end in zip(self.prompts, ends, strict=True):
-            row[: len(end)] = end
+        self.prompts = np.zeros((len(prompts), self.longest), dtype=np.int64)
+        for row, prompt in zip(self.prompts, read, strict=True):
+            row[: len(prompt)] = prompt
 
         # Tokens that a repetition penalty counts: those of a prompt from the start, as nothing is drawn within it.
         self.seen = torch.zeros(len(prompts), config.num_tokens, dtype=torch.bool)
         for seen, prompt in zip(self.seen, prompts, strict=True):
             seen[prompt.cpu().long()] = True
-        self.stopped = torch.zeros(len(prompts), dtype=torch.bool)
-        self.token = torch.zeros(len(prompts), 1, dtype=torch.long)
+        self.stopped = np.zeros(len(prompts), dtype=bool)
+        self.token = np.zeros(len(prompts), dtype=np.int64)
 
     def advance(self, position: int, logits: Tensor, generator: Generators) -> Tensor:
         """Choose each row's token at a position: drawn from logits (b v), the prompt's, or the last one again.
@@ -164,32 +172,37 @@ class Rows:
         Returns the tokens that are new (b), and `NOTHING` for rows that are in their prompt or have ended.
         """
         in_prompt = position < self.prompt_lengths
-        in_length = ~in_prompt & (position < self.prompt_lengths + self.length)
+        in_length = ~in_prompt & (position < self.ends)
         drawing = in_length & ~self.stopped
 
-        drawn = self.draw(logits, drawing, generator)
-        self.token = torch.where(drawing[:, None], drawn, self.token)
+        drawn = self.sampling.draw(logits, self.seen, self.uniform(drawing, generator))
+        self.token = np.where(drawing, drawn[:, 0].numpy(), self.token)
         if position < self.longest:
-            self.token = torch.where(in_prompt[:, None], self.prompts[:, position, None], self.token)
+            self.token = np.where(in_prompt, self.prompts[:, position], self.token)
 
-        self.seen.scatter_(1, self.token, True)
-        self.stopped |= drawing & torch.isin(self.token[:, 0], self.stop)
-        return self.token[:, 0].where(in_length, NOTHING)
+        if self.sampling.repetition_penalty != 1:
+            self.seen.scatter_(1, torch.from_numpy(self.token)[:, None], True)
+        if self.sampling.stop:
+            self.stopped |= drawing & np.isin(self.token, self.sampling.stop)
+        return torch.from_numpy(np.where(in_length, self.token, NOTHING))
 
-    def draw(self, logits: Tensor, drawing: Tensor, generator: Generators) -> Tensor:
-        """A token for each row: (b 1). A row that has a generator of its own uses it only if it draws."""
+    def uniform(self, drawing: np.ndarray, generator: Generators) -> Tensor:
+        """A random number from 0 up to 1 for each row: float64 (b 1).
+
+        A row that has a generator of its own uses it only if it draws, so that it draws the same bytes in any batch.
+        """
+        numbers = torch.zeros(len(drawing), 1, dtype=torch.float64)
+        if self.sampling.temperature == 0:  # nothing is random
+            return numbers
         if not isinstance(generator, Sequence):
-            return self.sampling.draw(logits, self.seen, generator)
-        drawn = torch.zeros_like(self.token)
-        for i in drawing.nonzero()[:, 0].tolist():
-            row = slice(i, i + 1)
-            drawn[row] = self.sampling.draw(logits[row], self.seen[row], generator[i])
-        return drawn
+            return numbers.uniform_(generator=generator)
+        for i in drawing.nonzero()[0].tolist():
+            numbers[i].uniform_(generator=generator[i])
+        return numbers
 
     def are_done(self, position: int) -> bool:
         """Whether no row has anything left to draw after this position."""
-        ended = position + 1 >= self.prompt_lengths + self.length
-        return bool((ended | self.stopped).all())
+        return bool((self.stopped | (position + 1 >= self.ends)).all())
 
 
 @torch.inference_mode()
@@ -232,7 +245,7 @@ def stream(
     model.eval()
     try:
         # Read each prompt once, then copy the state for its samples.
-        ids = rows.prompts[::num_samples, : rows.shortest].to(device)
+        ids = torch.from_numpy(rows.prompts[::num_samples, : rows.shortest]).to(device)
         logits = model(ids, cache=cache)
         if num_samples > 1:
             ids = ids.repeat_interleave(num_samples, dim=0)
@@ -244,7 +257,7 @@ def stream(
             yield rows.advance(position, logits[:, -1].float().cpu(), generator).to(device)
             if rows.are_done(position):
                 return
-            token = rows.token.to(device)
+            token = torch.from_numpy(rows.token)[:, None].to(device)
             ids = token if use_cache else torch.cat((ids, token), dim=1)
             logits = model(ids, cache=cache)
     finally:

@@ -13,6 +13,12 @@ SMALL = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8}
 
 LOGITS = st.lists(st.floats(-8, 8), min_size=2, max_size=12, unique=True).map(lambda x: torch.tensor([x]))
 
+# A random number below 1, with both ends of its range.
+BELOW_1 = 1 - 2**-53
+UNIFORM = (st.sampled_from([0.0, BELOW_1]) | st.floats(0, BELOW_1)).map(
+    lambda u: torch.tensor([[u]], dtype=torch.float64)
+)
+
 
 def kept(logits, **options):
     return set(Sampling(**options).filter(logits)[0].isfinite().nonzero().flatten().tolist())
@@ -89,12 +95,24 @@ EXTREME = [
 
 
 @pytest.mark.parametrize("options", EXTREME, ids=str)
-@given(logits=LOGITS)
-def test_in_the_limit_the_likeliest_is_drawn(options, logits):
+@given(logits=LOGITS, uniform=UNIFORM)
+def test_in_the_limit_the_likeliest_is_drawn(options, logits, uniform):
     logits = logits.abs() + 1  # above 0, so that a repetition penalty for all keeps their order
     everything_seen = torch.ones_like(logits, dtype=torch.bool)
-    drawn = Sampling(**options).draw(logits, everything_seen, None)
+    drawn = Sampling(**options).draw(logits, everything_seen, uniform)
     assert logits[0, drawn] == logits.max()  # several may have the same logit
+
+
+@given(st.lists(st.floats(-8, 8) | st.just(-inf), min_size=2, max_size=12).filter(any), UNIFORM)
+def test_a_token_is_drawn_if_the_number_lies_in_its_part(logits, uniform):
+    """The simple version goes from token to token. One without a chance is not drawn, even at both ends."""
+    logits[0] = 0.0
+    logits = torch.tensor([logits])
+    probabilities = logits.softmax(dim=-1)[0].tolist()
+    drawn = Sampling().draw(logits, torch.zeros_like(logits, dtype=torch.bool), uniform).item()
+    assert probabilities[drawn] > 0
+    before = sum(probabilities[:drawn])
+    assert before - 1e-6 <= uniform.item() <= before + probabilities[drawn] + 1e-6
 
 
 @given(LOGITS)
@@ -161,9 +179,10 @@ def test_a_stop_token_ends_a_row_and_the_last_one_ends_all():
 def test_a_repetition_penalty_makes_seen_tokens_less_likely():
     logits = torch.tensor([[2.0, -2.0, 1.5, -1.0]])
     seen = torch.tensor([[True, True, False, False]])
-    assert Sampling(temperature=0).draw(logits, seen, None).item() == 0
-    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, seen, None).item() == 2
-    draws = torch.cat([Sampling(repetition_penalty=50.0).draw(logits, seen, None) for _ in range(300)])
+    uniform = torch.rand(300, 1, dtype=torch.float64)
+    assert Sampling(temperature=0).draw(logits, seen, uniform).item() == 0
+    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, seen, uniform).item() == 2
+    draws = Sampling(repetition_penalty=50.0).draw(logits.expand(300, -1), seen.expand(300, -1), uniform)
     assert (draws == 1).sum() == 0
 
 
