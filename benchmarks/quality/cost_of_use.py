@@ -31,13 +31,14 @@ from utils.files import write_text
 ROWS = 16  # rows that generate at once in the timed batch
 LENGTH = 64  # bytes that each row goes on by in a timed call
 
-# What is timed: generation of one row, with compiled steps too, and of a batch; and reading the long prompt.
+# What is timed: generation of one row and of a batch, each with compiled steps too; and reading the long prompt.
 ONE_ROW = "1 row"
 COMPILED = "1 row, compiled"
 BATCH = f"{ROWS} rows"
+COMPILED_BATCH = f"{ROWS} rows, compiled"
 READ = "prompt"
 
-# generated_bytes_per_second (by ONE_ROW, COMPILED and BATCH), state_bytes (by context) and prompt_seconds
+# generated_bytes_per_second (by what was timed), state_bytes (by context) and prompt_seconds
 Cost = dict[str, Any]
 
 
@@ -111,6 +112,7 @@ def measure(
             try:
                 with_compiled_steps = build(entry, device, compiled=True)
                 calls[name, COMPILED] = Continuation(with_compiled_steps, rows[:1], context)
+                calls[name, COMPILED_BATCH] = Continuation(with_compiled_steps, rows, context)
             except UserError as error:
                 print(f"{name}, without compiled steps: {error}")
         states[name] = {str(n): state_bytes(read(model, prompt[:, :n])) for n in contexts}
@@ -121,7 +123,7 @@ def measure(
     costs = {}
     for name in entries:
         speeds = {}
-        for kind, count in ((ONE_ROW, 1), (COMPILED, 1), (BATCH, ROWS)):
+        for kind, count in ((ONE_ROW, 1), (COMPILED, 1), (BATCH, ROWS), (COMPILED_BATCH, ROWS)):
             if (name, kind) in calls:
                 speeds[kind] = count * LENGTH / median(seconds[name, kind])
         costs[name] = {

@@ -94,6 +94,7 @@ def main(argv: list[str] | None = None) -> None:
         begin(folder, plan)
     results = Results(folder / "results.json")
     run_dir = str(folder / "run")
+    conditions = results.once("conditions", conditions_now)
 
     # Train for the time.
     speed = results.once("speed", lambda: time_steps(plan, folder / "timing"))
@@ -113,10 +114,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # Report.
     report = {
-        "date": date.today().isoformat(),
-        "machine": results.once("machine", lambda: measure_machine(best_device(), torch.get_num_threads())),
-        "python": sys.version.split()[0],
-        "code": code_version(),
+        **conditions,
         "plan": asdict(plan),
         "training": training,
         "windows": windows,
@@ -131,6 +129,16 @@ def main(argv: list[str] | None = None) -> None:
 
 
 # -- what was asked for, and what is already there
+
+
+def conditions_now() -> dict[str, Any]:
+    """When and with what an hour begins."""
+    return {
+        "date": date.today().isoformat(),
+        "machine": measure_machine(best_device(), torch.get_num_threads()),
+        "python": sys.version.split()[0],
+        "code": code_version(),
+    }
 
 
 def check_plan(plan: Plan) -> None:

@@ -69,10 +69,13 @@ def test_an_hour_that_was_killed_goes_on_and_reports_what_it_measured(start, tmp
         assert f"{score:.4f}" in page
     assert f"{test_bytes:,} bytes" in page
 
-    # A report that is complete runs nothing again, and the folder takes no other plan.
+    # A report that is complete runs nothing again, also on another day, and the folder takes no other plan.
+    known = tmp_path / "results.json"
+    known.write_text(known.read_text().replace(report["date"], "2001-02-03"))
     process = start(tmp_path, *options)
     output, _ = process.communicate()
     assert process.returncode == 0 and "$ python" not in output
+    assert json.loads((tmp_path / "report.json").read_text()) == report | {"date": "2001-02-03"}
     with pytest.raises(SystemExit) as end:
         hour.main(["--out", str(tmp_path), "--minutes", "0.1"])
     complaint = capsys.readouterr().err
