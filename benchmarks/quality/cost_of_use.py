@@ -24,7 +24,7 @@ from model import Cache, HierarchicalTransformer
 from model.generation.cache import tensor_slots
 from model.generation.load import best_device
 from model.generation.prepare import prepare_for_generation
-from model.generation.sampling import Sampling
+from model.generation.sampling import Rows, Sampling, row_generators
 from utils.errors import UserError
 from utils.files import write_text
 
@@ -165,16 +165,17 @@ class Continuation:
         self.model = model
         self.text = text
         self.position = context
+        length = text.shape[1] - context
+        self.rows = Rows(list(text[:, :context].cpu()), length, Sampling(), model.config)
+        self.first_drawn = self.rows.longest - context  # rows count from the part of the prompt that they need
+        self.generators = row_generators(0, len(text))
         self.cache = Cache()
         self.logits = model(text[:, :context], cache=self.cache)[:, -1]
 
     @torch.inference_mode()
     def __call__(self) -> None:
-        sampling = Sampling()
-        seen = torch.zeros(len(self.text), self.model.config.num_tokens, dtype=torch.bool)
         for _ in range(LENGTH):
-            uniform = torch.rand(len(self.text), 1, dtype=torch.float64)
-            sampling.draw(self.logits.float().cpu(), seen, uniform)
+            self.rows.advance(self.first_drawn + self.position, self.logits.float().cpu(), self.generators)
             token = self.text[:, self.position, None]
             self.logits = self.model(token, cache=self.cache)[:, -1]
             self.position += 1
