@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import get_type_hints
 
 import pytest
+import torch
 from accelerate.commands.launch import launch_command_parser
 
+from model import HierarchicalTransformer
 from tests.conftest import ROOT
 from training.config import Config, load_config
 
@@ -90,6 +92,27 @@ def known_flags(program: str) -> set[str]:
         return {f"--{name}" for name in names} | {f"--{name.replace('_', '-')}" for name in names}
     folder = ROOT / Path(*program.split(".")).parent
     return flags_in_code(folder.glob("*.py")) | of_settings
+
+
+def test_the_readme_counts_the_parameters_of_presets():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    counted = re.findall(
+        r"`([\w-]+)\.yaml`, ([\d.]+) M\b(?: parameters)?(?:, ([\d.]+) M of them outside tables)?", text
+    )
+    assert len(counted) >= 6
+    for name, total, outside in counted:
+        config = load_config(["--config", str(ROOT / "configs" / f"{name}.yaml")])
+        with torch.device("meta"):
+            model = HierarchicalTransformer(**config.model.to_dict())
+        all_parameters, in_tables = (sum(p.numel() for p in m.parameters()) for m in (model, model.embedding))
+        assert is_rounded(all_parameters, total), name
+        assert not outside or is_rounded(all_parameters - in_tables, outside), name
+
+
+def is_rounded(count: int, millions: str) -> bool:
+    """Whether a number of millions, as it is written, is this count."""
+    digits = len(millions.partition(".")[2])
+    return f"{count / 1e6:.{digits}f}" == millions
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
