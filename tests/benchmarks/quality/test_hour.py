@@ -43,7 +43,7 @@ def test_an_hour_that_was_killed_goes_on_and_reports_what_it_measured(start, tmp
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     known = json.loads((tmp_path / "results.json").read_text())
-    assert set(known) == {"speed"}
+    assert set(known) == {"conditions", "speed"}
 
     process = start(tmp_path, *options)
     output, errors = process.communicate()
