@@ -36,9 +36,10 @@ ONE_ROW = "1 row"
 COMPILED = "1 row, compiled"
 BATCH = f"{ROWS} rows"
 COMPILED_BATCH = f"{ROWS} rows, compiled"
+GENERATION = {ONE_ROW: 1, COMPILED: 1, BATCH: ROWS, COMPILED_BATCH: ROWS}  # how many rows each has
 READ = "prompt"
 
-# generated_bytes_per_second (by what was timed), state_bytes (by context) and prompt_seconds
+# generated_bytes_per_second (by the kinds of GENERATION), state_bytes (by context) and prompt_seconds
 Cost = dict[str, Any]
 
 
@@ -123,7 +124,7 @@ def measure(
     costs = {}
     for name in entries:
         speeds = {}
-        for kind, count in ((ONE_ROW, 1), (COMPILED, 1), (BATCH, ROWS), (COMPILED_BATCH, ROWS)):
+        for kind, count in GENERATION.items():
             if (name, kind) in calls:
                 speeds[kind] = count * LENGTH / median(seconds[name, kind])
         costs[name] = {

@@ -32,7 +32,7 @@ from typing import Any
 
 from jsonargparse.typing import PositiveFloat
 
-from benchmarks.quality.cost_of_use import BATCH, COMPILED, COMPILED_BATCH, ONE_ROW, Cost, bytes_needed, costs_of_use
+from benchmarks.quality.cost_of_use import GENERATION, Cost, bytes_needed, costs_of_use
 from benchmarks.quality.entries import FRONTIER_SIZES, SHARED, make_entry
 from benchmarks.quality.frontier_plot import plot, scores_of
 from benchmarks.quality.race_setup import Names, Race, full_name, mean_and_spread, race_parser, read_race_options
@@ -174,7 +174,7 @@ def cost_row(name: str, cost: Cost) -> dict[str, str]:
     """A row of the costs: bytes/s of generation, bytes of state, and the time to read the long prompt."""
     row = {"contender": name}
     speeds = cost["generated_bytes_per_second"]
-    for kind in (ONE_ROW, COMPILED, BATCH, COMPILED_BATCH):
+    for kind in GENERATION:
         row[f"bytes/s, {kind}"] = f"{speeds[kind]:,.0f}" if kind in speeds else ""
     for length, size in cost["state_bytes"].items():
         row[f"bytes of state after {int(length):,}"] = f"{size:,}"

@@ -144,7 +144,7 @@ class Rows:
 
     Row i reads the end of its prompt that is within reach, up to `prompt_lengths[i]`, then draws `length` tokens. All
     rows are at the same position. What is kept of them is in NumPy, whose operations on a few numbers take less time
-    than PyTorch's: there are as many of them as in a step of a small model.
+    than PyTorch's.
     """
 
     def __init__(self, prompts: list[Tensor], length: int, sampling: Sampling, config: ModelConfig):

@@ -70,8 +70,8 @@ def test_an_hour_that_was_killed_goes_on_and_reports_what_it_measured(start, tmp
     assert f"{test_bytes:,} bytes" in page
 
     # A report that is complete runs nothing again, also on another day, and the folder takes no other plan.
-    known = tmp_path / "results.json"
-    known.write_text(known.read_text().replace(report["date"], "2001-02-03"))
+    results = tmp_path / "results.json"
+    results.write_text(results.read_text().replace(report["date"], "2001-02-03"))
     process = start(tmp_path, *options)
     output, _ = process.communicate()
     assert process.returncode == 0 and "$ python" not in output
