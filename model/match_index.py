@@ -45,11 +45,10 @@ class MatchIndex:
         from model.match_loops import add_text  # compiled when it is first needed
 
         new = ids.cpu().t().contiguous()  # (n b); einops takes longer than the loops do for one byte
-        found = torch.zeros(*new.shape, self.hashed.shape[1], model.per_context, dtype=torch.long)
-        views = (self.ids, self.hashed, self.starts, self.earlier, self.latest, self.words, found)
-        orders, word_counts = (np.array(values, dtype=np.int64) for values in (model.orders, model.word_counts))
-        add_text(new.numpy(), place, orders, word_counts, *(t.numpy() for t in views))
-        return found.flatten(2).transpose(0, 1).to(ids.device)  # (b n context·k)
+        found = np.zeros((*new.shape, self.hashed.shape[1], model.per_context), dtype=np.int64)
+        views = (self.ids, self.hashed, self.starts, self.earlier, self.latest, self.words)
+        add_text(new.numpy(), place, *model.arrays, *(t.numpy() for t in views), found)
+        return torch.from_numpy(found).flatten(2).transpose(0, 1).to(ids.device)  # (b n context·k)
 
     def latest_bytes(self, length: int) -> Tensor:
         """The bytes that it holds of a text of `length` bytes so far, oldest first: int64 (b n)."""

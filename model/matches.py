@@ -7,6 +7,7 @@ Compressors such as lpaq have a match model (https://mattmahoney.net/dc/#lpaq), 
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -62,6 +63,7 @@ class MatchModel(nn.Module):
         self.word_counts = word_counts
         self.per_context = per_context
         self.max_distance = max_distance
+        self.arrays = tuple(np.array(values, dtype=np.int64) for values in (orders, word_counts))  # for Numba
         self.most_words = max(word_counts, default=0)
 
     def forward(self, ids: Tensor) -> Tensor:

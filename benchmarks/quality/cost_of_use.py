@@ -167,16 +167,15 @@ class Continuation:
         self.text = text
         self.position = context
         length = text.shape[1] - context
-        self.rows = Rows(list(text[:, :context].cpu()), length, Sampling(), model.config)
+        self.rows = Rows(list(text[:, :context].cpu()), length, Sampling(), model.config, row_generators(0, len(text)))
         self.first_drawn = self.rows.longest - context  # rows count from the part of the prompt that they need
-        self.generators = row_generators(0, len(text))
         self.cache = Cache()
         self.logits = model(text[:, :context], cache=self.cache)[:, -1]
 
     @torch.inference_mode()
     def __call__(self) -> None:
         for _ in range(LENGTH):
-            self.rows.advance(self.first_drawn + self.position, self.logits.float().cpu(), self.generators)
+            self.rows.advance(self.first_drawn + self.position, self.logits)
             token = self.text[:, self.position, None]
             self.logits = self.model(token, cache=self.cache)[:, -1]
             self.position += 1

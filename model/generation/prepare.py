@@ -41,7 +41,7 @@ def prepare_for_generation(model: HierarchicalTransformer, compiled: bool = Fals
     """Make a model draw bytes faster. Calling it again changes nothing.
 
     Inference only: parameter names may change, so do not train or save the model afterwards. On a GPU, steps are
-    recorded as CUDA graphs. On a CPU, matrices are stored in the order in which they are read, or, with `compiled`,
+    recorded as CUDA graphs. On a CPU, matrices are stored in the order in which they are read, and, with `compiled`,
     steps are compiled, which takes seconds at first.
 
     Raises:
@@ -50,10 +50,12 @@ def prepare_for_generation(model: HierarchicalTransformer, compiled: bool = Fals
     device = next(model.parameters()).device.type
     if device == "cpu" and compiled:
         check_compiler("--compile", device)
+    if device == "cpu" and not compiled:
+        slice_matrices(model)
+    if device == "cpu":
+        lay_out_matrices(model)
     if device == "cuda" or (device == "cpu" and compiled):
         record_steps(model)
-    elif device == "cpu":
-        lay_out_matrices(model)
 
 
 def record_steps(model: HierarchicalTransformer) -> None:
@@ -62,12 +64,8 @@ def record_steps(model: HierarchicalTransformer) -> None:
         model.forward = StepRecorder(model)
 
 
-def lay_out_matrices(model: HierarchicalTransformer) -> None:
-    """Store matrices in the order in which a CPU reads them.
-
-    Linear maps within levels, and the outputs of merges, become a `SlicedLinear`. Others are used in parts, so they
-    stay, but are stored column by column if they have more outputs than inputs.
-    """
+def slice_matrices(model: HierarchicalTransformer) -> None:
+    """Replace linear maps within levels, and the outputs of merges, by a `SlicedLinear`. Others are used in parts."""
     parents = [(module, name) for module in model.levels.modules() for name, _ in module.named_children()]
     parents += [(merge, "to_out") for merge in model.merges.values()]
     for module, name in parents:
@@ -75,6 +73,9 @@ def lay_out_matrices(model: HierarchicalTransformer) -> None:
         if isinstance(linear, nn.Linear):
             setattr(module, name, SlicedLinear(linear))
 
+
+def lay_out_matrices(model: HierarchicalTransformer) -> None:
+    """Store matrices that have more outputs than inputs column by column, the order in which a CPU reads them."""
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.out_features > module.in_features:
             module.weight.data = module.weight.data.t().contiguous().t()

@@ -104,8 +104,8 @@ class StepRecorder:
 
         with torch.inference_mode(False), torch.no_grad():  # tensors of inference mode cannot be traced
             like: list = [torch.empty_like(t) for t in (ids.contiguous(), *state)]
-            traced = make_fx(step, ONE_ROW_PRODUCTS, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
-            return torch._inductor.compile(traced, like, options={"cpp_wrapper": True})
+            traced = make_fx(step, REPLACED, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
+            return torch._inductor.compile(traced, like, options=COMPILER)
 
 
 def is_shared(a: Tensor, b: Tensor) -> bool:
@@ -123,9 +123,38 @@ def one_row_product_with_bias(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return bias + one_row_product(a, b) if is_shared(a, b) else NotImplemented
 
 
-ONE_ROW_PRODUCTS = {
+def one_query_attention(q: Tensor, k: Tensor, v: Tensor, *args, attn_mask: Tensor | None = None, **kwargs) -> tuple:
+    """Attention of one query as it is defined, which compiles to loops. The library's blocks suit many queries."""
+    if q.shape[-2] != 1 or args or kwargs:
+        return NotImplemented
+    scores = (q * q.shape[-1] ** -0.5 * k).sum(dim=-1)  # (b h j)
+    if attn_mask is not None:
+        scores = scores + attn_mask[..., 0, :]
+    out = (scores.softmax(dim=-1).unsqueeze(-1) * v).sum(dim=-2, keepdim=True)
+    return out, scores.logsumexp(dim=-1, keepdim=True)
+
+
+def sum_of_few_rows(table: Tensor, rows: Tensor, first: Tensor, *args) -> tuple:
+    """The sum of as many rows of a table for each byte, which compiles into what it is added to."""
+    sums = table[rows.unflatten(0, (len(first), -1))].sum(dim=1)
+    return sums, first, first, first  # the others are for a gradient
+
+
+COMPILER = {
+    "cpp_wrapper": True,  # no Python between the parts
+    # What is read twice is computed once. By default it may be computed for each reader, as a query for each of its keys.
+    "realize_reads_threshold": 2,
+    "realize_opcount_threshold": 1,
+    "inplace_buffers": False,  # Inductor of torch 2.13 writes over what is still read (tests/model/generation/test_replay.py)
+}
+
+# Operations of PyTorch, and what is faster than them where a step is compiled.
+REPLACED = {
     torch.ops.aten.mm.default: one_row_product,
     torch.ops.aten.addmm.default: one_row_product_with_bias,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default: one_query_attention,
+    torch.ops.aten._embedding_bag_forward_only.default: sum_of_few_rows,
+    torch.ops.aten._embedding_bag.default: sum_of_few_rows,
 }
 
 

@@ -20,6 +20,9 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 # Beyond these a float32 overflows when logits are multiplied or divided.
 SMALLEST = 1e-30
 LARGEST = 1e30
+TINY = 1e-38  # divides logits at a temperature of 0, or close to it; a float64 does not overflow
+
+AHEAD = 64  # random numbers are taken from a generator so many at a time, as one takes almost as long
 
 NOTHING = -1  # in a step of `stream`: a row that is still in its prompt, or has ended
 
@@ -63,59 +66,64 @@ class Sampling:
             stop=(stop_fits, "a list of tokens"),
         )
 
-    def draw(self, logits: Tensor, seen: Tensor, uniform: Tensor) -> Tensor:
-        """One token for each row of logits (b v): (b 1).
+    def draw(self, logits: np.ndarray, seen: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+        """One token for each row of logits (b v): (b).
 
         The simple version lays the tokens' probabilities side by side, and takes the token in which a random number
         from 0 to 1 lies. So a draw needs a single random number, however many tokens there are.
 
         Args:
             seen: marks the tokens that came before, for a repetition penalty (b v).
-            uniform: the random numbers, below 1, float64 (b 1).
+            uniform: the random numbers, below 1, float64 (b).
 
         Raises:
             UserError: when logits are not finite.
         """
         if self.repetition_penalty != 1:
-            penalised = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-            logits = torch.where(seen, penalised, logits)
+            penalised = np.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+            logits = np.where(seen, penalised, logits)
         if self.temperature == 0:
-            return logits.argmax(dim=-1, keepdim=True)
-        probabilities = self.filter(self.heat(logits)).softmax(dim=-1)
-        ends = probabilities.cumsum(dim=-1, dtype=torch.float64)  # where each token's part ends
-        return torch.searchsorted(ends, uniform * ends[:, -1:], right=True)
+            return logits.argmax(axis=-1)
+        chances = np.exp(self.filter(self.heat(logits)))  # not divided by their sum
+        ends = chances.cumsum(axis=-1)  # where each token's part ends
+        return (ends <= uniform[:, None] * ends[:, -1:]).sum(axis=-1)
 
-    def heat(self, logits: Tensor) -> Tensor:
+    def heat(self, logits: np.ndarray) -> np.ndarray:
         """Logits (b v) divided by the temperature, after subtracting the largest, which changes no probability.
 
-        The largest is then 0 at any temperature, where a quotient alone could overflow.
+        The largest is then 0 at any temperature, where a quotient alone could overflow. In float64.
 
         Raises:
             UserError: if logits are not finite, as those of a model with broken weights.
         """
-        largest = logits.amax(dim=-1, keepdim=True)
-        if not all(map(isfinite, largest[:, 0].tolist())):  # what is not a number counts as the largest
+        largest = logits.max(axis=-1, keepdims=True)
+        if not all(map(isfinite, largest[:, 0])):  # what is not a number counts as the largest
             raise UserError("the model's logits are not finite, so nothing can be drawn from them")
-        return (logits - largest) / max(self.temperature, torch.finfo(logits.dtype).tiny)  # never 0 / 0
+        return (logits.astype(np.float64) - largest) / max(self.temperature, TINY)  # never 0 / 0
 
-    def filter(self, logits: Tensor) -> Tensor:
-        """Set logits (b v) of tokens that must not be drawn to -inf. The likeliest token and its ties stay."""
+    def filter(self, logits: np.ndarray) -> np.ndarray:
+        """Set logits (b v) of tokens that must not be drawn to -inf. The likeliest token and its ties stay.
+
+        Args:
+            logits: the largest of each row is 0.
+        """
         if self.min_p is None and self.top_k is None and self.top_p is None:
             return logits
-        probabilities = logits.softmax(dim=-1)
-        keep = torch.ones_like(logits, dtype=torch.bool)
+        chances = np.exp(logits)  # times as likely as the likeliest
+        keep = np.ones_like(logits, dtype=bool)
         if self.min_p is not None:
-            keep &= probabilities >= self.min_p * probabilities.amax(dim=-1, keepdim=True)
+            keep &= chances >= self.min_p
         if self.top_k is not None:
-            kth_largest = logits.topk(min(self.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+            kth_largest = np.sort(logits, axis=-1)[:, -min(self.top_k, logits.shape[-1]), None]
             keep &= logits >= kth_largest
         if self.top_p is not None:
-            ordered, order = probabilities.sort(dim=-1, descending=True)
-            likelier = ordered.cumsum(dim=-1) - ordered  # total probability of all likelier tokens
-            kept = likelier < self.top_p
-            kept[:, 0] = True  # also if top_p is too small for a float32
-            keep &= torch.zeros_like(keep).scatter(-1, order, kept)
-        return logits.masked_fill(~keep, float("-inf"))
+            order = np.argsort(-logits, axis=-1, kind="stable")
+            ordered = np.take_along_axis(chances, order, axis=-1)
+            likelier = ordered.cumsum(axis=-1) - ordered  # chances of all likelier tokens
+            kept = likelier < self.top_p * ordered.sum(axis=-1, keepdims=True)
+            kept[:, 0] = True  # also if top_p is too small for a float64
+            keep &= np.take_along_axis(kept, np.argsort(order, axis=-1), axis=-1)
+        return np.where(keep, logits, -np.inf)
 
 
 def reach(config: ModelConfig) -> int:
@@ -147,7 +155,9 @@ class Rows:
     than PyTorch's.
     """
 
-    def __init__(self, prompts: list[Tensor], length: int, sampling: Sampling, config: ModelConfig):
+    def __init__(
+        self, prompts: list[Tensor], length: int, sampling: Sampling, config: ModelConfig, generator: Generators
+    ):
         self.sampling = sampling
 
         read = [within_reach(prompt, config).cpu().numpy() for prompt in prompts]
@@ -160,13 +170,19 @@ class Rows:
             row[: len(prompt)] = prompt
 
         # Tokens that a repetition penalty counts: those of a prompt from the start, as nothing is drawn within it.
-        self.seen = torch.zeros(len(prompts), config.num_tokens, dtype=torch.bool)
+        self.seen = np.zeros((len(prompts), config.num_tokens), dtype=bool)
         for seen, prompt in zip(self.seen, prompts, strict=True):
-            seen[prompt.cpu().long()] = True
+            seen[prompt.cpu().long().numpy()] = True
         self.stopped = np.zeros(len(prompts), dtype=bool)
         self.token = np.zeros(len(prompts), dtype=np.int64)
 
-    def advance(self, position: int, logits: Tensor, generator: Generators) -> Tensor:
+        # A row that has a generator of its own draws the same bytes in any batch.
+        if isinstance(generator, Sequence):
+            self.numbers = [random_numbers(each) for each in generator]
+        else:
+            self.numbers = [random_numbers(generator)] * len(prompts)
+
+    def advance(self, position: int, logits: Tensor) -> Tensor:
         """Choose each row's token at a position: drawn from logits (b v), the prompt's, or the last one again.
 
         Returns the tokens that are new (b), and `NOTHING` for rows that are in their prompt or have ended.
@@ -175,34 +191,33 @@ class Rows:
         in_length = ~in_prompt & (position < self.ends)
         drawing = in_length & ~self.stopped
 
-        drawn = self.sampling.draw(logits, self.seen, self.uniform(drawing, generator))
-        self.token = np.where(drawing, drawn[:, 0].numpy(), self.token)
+        drawn = self.sampling.draw(logits.float().cpu().numpy(), self.seen, self.uniform(drawing))
+        self.token = np.where(drawing, drawn, self.token)
         if position < self.longest:
             self.token = np.where(in_prompt, self.prompts[:, position], self.token)
 
         if self.sampling.repetition_penalty != 1:
-            self.seen.scatter_(1, torch.from_numpy(self.token)[:, None], True)
+            self.seen[np.arange(len(self.token)), self.token] = True
         if self.sampling.stop:
             self.stopped |= drawing & np.isin(self.token, self.sampling.stop)
         return torch.from_numpy(np.where(in_length, self.token, NOTHING))
 
-    def uniform(self, drawing: np.ndarray, generator: Generators) -> Tensor:
-        """A random number from 0 up to 1 for each row: float64 (b 1).
-
-        A row that has a generator of its own uses it only if it draws, so that it draws the same bytes in any batch.
-        """
-        numbers = torch.zeros(len(drawing), 1, dtype=torch.float64)
+    def uniform(self, drawing: np.ndarray) -> np.ndarray:
+        """A random number from 0 up to 1 for each row that draws, and 0 for the others: float64 (b)."""
         if self.sampling.temperature == 0:  # nothing is random
-            return numbers
-        if not isinstance(generator, Sequence):
-            return numbers.uniform_(generator=generator)
-        for i in drawing.nonzero()[0].tolist():
-            numbers[i].uniform_(generator=generator[i])
-        return numbers
+            return np.zeros(len(drawing))
+        pairs = zip(drawing.tolist(), self.numbers, strict=True)
+        return np.array([next(numbers) if draws else 0.0 for draws, numbers in pairs])
 
     def are_done(self, position: int) -> bool:
         """Whether no row has anything left to draw after this position."""
         return bool((self.stopped | (position + 1 >= self.ends)).all())
+
+
+def random_numbers(generator: torch.Generator | None) -> Iterator[float]:
+    """Numbers from 0 up to 1, which are taken from a generator `AHEAD` at a time."""
+    while True:
+        yield from torch.rand(AHEAD, generator=generator, dtype=torch.float64).tolist()
 
 
 @torch.inference_mode()
@@ -237,7 +252,7 @@ def stream(
     unique = [each[0] if each.ndim == 2 and len(each) == 1 else each for each in prompt]
     check_arguments(unique, length, num_samples, generator, model.config.num_tokens)
     repeated = [each for each in unique for _ in range(num_samples)]
-    rows = Rows(repeated, length, Sampling(**sampling), model.config)
+    rows = Rows(repeated, length, Sampling(**sampling), model.config, generator)
     device = unique[0].device
     cache = Cache() if use_cache else None
 
@@ -254,7 +269,7 @@ def stream(
 
         # Choose a token for each row, and read it.
         for position in range(rows.shortest, rows.longest + length):
-            yield rows.advance(position, logits[:, -1].float().cpu(), generator).to(device)
+            yield rows.advance(position, logits[:, -1]).to(device)
             if rows.are_done(position):
                 return
             token = torch.from_numpy(rows.token)[:, None].to(device)
