@@ -141,11 +141,13 @@ def sum_of_few_rows(table: Tensor, rows: Tensor, first: Tensor, *args) -> tuple:
 
 
 COMPILER = {
-    "cpp_wrapper": True,  # no Python between the parts
-    # What is read twice is computed once. By default it may be computed for each reader, as a query for each of its keys.
+    # No Python between the parts.
+    "cpp_wrapper": True,
+    # Compute once what is read twice. By default it may be computed for each reader, as a query for each of its keys.
     "realize_reads_threshold": 2,
     "realize_opcount_threshold": 1,
-    "inplace_buffers": False,  # Inductor of torch 2.13 writes over what is still read (tests/model/generation/test_replay.py)
+    # With buffers reused in place, torch 2.13 gave wrong logits (words in tests/model/generation/test_replay.py).
+    "inplace_buffers": False,
 }
 
 # Operations of PyTorch, and what is faster than them where a step is compiled.
