@@ -12,6 +12,7 @@ from model.transformer import HierarchicalTransformer
 from utils.checks import is_number
 from utils.errors import Mistake, UserError
 from utils.files import read_json
+from utils.new_weights import NoInitialValues
 
 Shapes = dict[str, tuple[int, ...]]  # the shape of each weight, by its name
 
@@ -29,7 +30,8 @@ def load_model(run_dir: Path, device: str) -> HierarchicalTransformer:
 
     try:
         check_shapes(folder)
-        model = HierarchicalTransformer.from_pretrained(folder)
+        with NoInitialValues():
+            model = HierarchicalTransformer.from_pretrained(folder)
     except (OSError, RuntimeError, SafetensorError, UserError) as error:
         raise UserError(f"the weights in {folder} do not fit its config.json: {error}") from error
 
@@ -82,7 +84,7 @@ def check_depth(name: str, depth: Any, found: Shapes) -> None:
 
 def weight_shapes(config: ModelConfig) -> Shapes:
     """The shapes of the weights of a model with these settings. No memory is taken."""
-    with torch.device("meta"):
+    with NoInitialValues("meta"):
         model = HierarchicalTransformer(**config.to_dict())
     return {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
 
