@@ -54,9 +54,9 @@ READ_ONCE: dict[str, Any] = FLAT | {
     "dropout": 0.0,
 }
 SMALL_FLAT: dict[str, Any] = READ_ONCE | {"window_sizes": 64, "attn_depth": 1}
-# Layers over units of six bytes, before layers of the bytes that do not attend.
+# Layers over units of eight bytes, before one layer of the bytes that does not attend.
 UNITS: dict[str, Any] = READ_ONCE | {
-    "hierarchies": (1, 6),
+    "hierarchies": (1, 8),
     "merge_type": "linear",
     "window_sizes": (0, 128),
     "attn_depth": None,
@@ -69,8 +69,8 @@ FRONTIER_SIZES: dict[tuple[str, str], dict[str, Any]] = {
     ("flat", "128 × 2"): SMALL_FLAT | {"depth": 2},
     ("flat", "128 × 3"): SMALL_FLAT | {"depth": 3},
     ("hierarchical", "128 × 1, 1"): UNITS | {"depth": ((1,), (0,)), "merge_layers": (0,)},
-    ("hierarchical", "128 × 2, 1"): UNITS | {"depth": ((1, 2), (0,)), "merge_layers": (0,)},
-    ("hierarchical", "128 × 2, 2"): UNITS | {"depth": ((2, 3), (0, 1)), "merge_layers": (1,)},
+    ("hierarchical", "128 × 2, 1"): UNITS | {"depth": ((2,), (0, 1)), "merge_layers": (1,)},
+    ("hierarchical", "128 × 3, 1"): UNITS | {"depth": ((3,), (0, 1, 2)), "merge_layers": (2,)},
 }
 
 # What `benchmarks.quality.use_at_scale` compares: bytes that see 128 bytes back, around words that see all words before

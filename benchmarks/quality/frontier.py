@@ -44,7 +44,7 @@ from utils.errors import UserError
 from utils.terminal import run_program
 
 MINUTES = [10.0, 30.0, 120.0]
-RATES = [4e-3, 8e-3, 1.6e-2]  # the first learning rates to try
+RATES = [2e-3, 4e-3, 8e-3]  # the first learning rates to try
 SWEEP_SHARE = 1 / 8  # how much of the training time each size and learning rate gets in the search
 CONTEXTS = (8192, 65536)  # bytes after which the state is measured; generation is timed after the first one
 QUICK_CONTEXTS = (128, 1024)  # the same with --quick
