@@ -57,7 +57,7 @@ MISTAKES = [
     (
         train,
         [*CONFIG, "--train.learning_rate=1e-4"],
-        "train.min_learning_rate: got 0.0004, allowed: 0 to learning_rate = 0.0001",
+        "train.min_learning_rate: got 0.000285, allowed: 0 to learning_rate = 0.0001",
     ),
     (train, [*CONFIG, "--model.num_tokens=128"], "model.num_tokens: got 128, allowed: 256, because a corpus is bytes"),
     (generate, ["runs/a", "--prompt", "a", "--stop", "é"], "--stop takes ASCII characters only: é is two bytes"),

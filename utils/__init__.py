@@ -14,6 +14,7 @@ __all__ = [
     "is_number",
     "locks",
     "loops",
+    "new_weights",
     "require",
     "terminal",
 ]

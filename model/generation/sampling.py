@@ -242,8 +242,8 @@ def stream(
         prompt: (b n), or a list of prompts (n) or (1 n), each of any length.
         num_samples: samples of each prompt, which is read once; samples of one prompt are neighbouring rows.
         use_cache: never compute a byte twice; without it, each byte runs a full pass over all bytes before it.
-        generator: a `torch.Generator` on the CPU, where random numbers come from, or a list of one for each row, with
-            which a row draws the same bytes in any batch. The same state gives the same bytes.
+        generator: a `torch.Generator` on the CPU, where random numbers come from (64 at a time), or a list of one for
+            each row, with which a row draws the same bytes in any batch. The same state gives the same bytes.
         sampling: fields of `Sampling`.
 
     Raises:
