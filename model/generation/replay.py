@@ -125,7 +125,8 @@ def one_row_product_with_bias(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 def one_query_attention(q: Tensor, k: Tensor, v: Tensor, *args, attn_mask: Tensor | None = None, **kwargs) -> tuple:
     """Attention of one query as it is defined, which compiles to loops. The library's blocks suit many queries."""
-    if q.shape[-2] != 1 or args or kwargs:
+    is_plain = q.shape[-2] == 1 and k.shape[1] == q.shape[1] and not args and not kwargs
+    if not is_plain:
         return NotImplemented
     scores = (q * q.shape[-1] ** -0.5 * k).sum(dim=-1)  # (b h j)
     if attn_mask is not None:
@@ -135,7 +136,7 @@ def one_query_attention(q: Tensor, k: Tensor, v: Tensor, *args, attn_mask: Tenso
 
 
 def sum_of_few_rows(table: Tensor, rows: Tensor, first: Tensor, *args) -> tuple:
-    """The sum of as many rows of a table for each byte, which compiles into what it is added to."""
+    """The sum of as many rows of a table for each byte, as `Tables` reads them, which compiles to a loop."""
     sums = table[rows.unflatten(0, (len(first), -1))].sum(dim=1)
     return sums, first, first, first  # the others are for a gradient
 
