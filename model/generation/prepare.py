@@ -37,6 +37,7 @@ class SlicedLinear(nn.Module):
         return out if self.bias is None else out + self.bias
 
 
+@torch.inference_mode(False)  # weights that are made in inference mode cannot be compiled
 def prepare_for_generation(model: HierarchicalTransformer, compiled: bool = False) -> None:
     """Make a model draw bytes faster. Calling it again changes nothing.
 

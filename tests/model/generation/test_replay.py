@@ -54,7 +54,7 @@ def test_compiled_steps_equal_a_full_pass(levels):
     model, ids = build(WORDS | levels), torch.tensor(list(b"ab .A\xc3\0"))[torch.randint(0, 7, (2, 72))]
     with torch.inference_mode():
         full = model(ids)
-    prepare_for_generation(model, compiled=True)
+        prepare_for_generation(model, compiled=True)
     prepare_for_generation(model, compiled=True)
     assert isinstance(model.forward, StepRecorder)
     for rows, prefill, known in ((2, 5, 2), (2, 30, 2), (1, 7, 4)):  # another text reuses the compiled step
