@@ -164,20 +164,20 @@ class Continuation:
     @torch.inference_mode()
     def __init__(self, model: HierarchicalTransformer, text: Tensor, context: int):
         self.model = model
-        self.text = text
+        self.text = text.cpu().numpy()
         self.position = context
         length = text.shape[1] - context
         self.rows = Rows(list(text[:, :context].cpu()), length, Sampling(), model.config, row_generators(0, len(text)))
         self.first_drawn = self.rows.longest - context  # rows count from the part of the prompt that they need
         self.cache = Cache()
-        self.logits = model(text[:, :context], cache=self.cache)[:, -1]
+        self.logits = model(text[:, :context], cache=self.cache)
 
     @torch.inference_mode()
     def __call__(self) -> None:
         for _ in range(LENGTH):
             self.rows.advance(self.first_drawn + self.position, self.logits)
-            token = self.text[:, self.position, None]
-            self.logits = self.model(token, cache=self.cache)[:, -1]
+            token = torch.from_numpy(self.text[:, self.position, None]).to(self.logits.device)
+            self.logits = self.model(token, cache=self.cache)
             self.position += 1
 
 

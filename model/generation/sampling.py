@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from numbers import Integral, Real
 
 import numpy as np
@@ -20,7 +19,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 # Beyond these a float32 overflows when logits are multiplied or divided.
 SMALLEST = 1e-30
 LARGEST = 1e30
-TINY = 1e-38  # divides logits at a temperature of 0, or close to it; a float64 does not overflow
+NO_LIMIT = 1 << 62  # more tokens than there are
 
 AHEAD = 64  # random numbers are taken from a generator so many at a time, as one takes almost as long
 
@@ -66,64 +65,12 @@ class Sampling:
             stop=(stop_fits, "a list of tokens"),
         )
 
-    def draw(self, logits: np.ndarray, seen: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-        """One token for each row of logits (b v): (b).
-
-        The simple version lays the tokens' probabilities side by side, and takes the token in which a random number
-        from 0 to 1 lies. So a draw needs a single random number, however many tokens there are.
-
-        Args:
-            seen: marks the tokens that came before, for a repetition penalty (b v).
-            uniform: the random numbers, below 1, float64 (b).
-
-        Raises:
-            UserError: when logits are not finite.
-        """
-        if self.repetition_penalty != 1:
-            penalised = np.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
-            logits = np.where(seen, penalised, logits)
-        if self.temperature == 0:
-            return logits.argmax(axis=-1)
-        chances = np.exp(self.filter(self.heat(logits)))  # not divided by their sum
-        ends = chances.cumsum(axis=-1)  # where each token's part ends
-        return (ends <= uniform[:, None] * ends[:, -1:]).sum(axis=-1)
-
-    def heat(self, logits: np.ndarray) -> np.ndarray:
-        """Logits (b v) divided by the temperature, after subtracting the largest, which changes no probability.
-
-        The largest is then 0 at any temperature, where a quotient alone could overflow. In float64.
-
-        Raises:
-            UserError: if logits are not finite, as those of a model with broken weights.
-        """
-        largest = logits.max(axis=-1, keepdims=True)
-        if not all(map(isfinite, largest[:, 0])):  # what is not a number counts as the largest
-            raise UserError("the model's logits are not finite, so nothing can be drawn from them")
-        return (logits.astype(np.float64) - largest) / max(self.temperature, TINY)  # never 0 / 0
-
-    def filter(self, logits: np.ndarray) -> np.ndarray:
-        """Set logits (b v) of tokens that must not be drawn to -inf. The likeliest token and its ties stay.
-
-        Args:
-            logits: the largest of each row is 0.
-        """
-        if self.min_p is None and self.top_k is None and self.top_p is None:
-            return logits
-        chances = np.exp(logits)  # times as likely as the likeliest
-        keep = np.ones_like(logits, dtype=bool)
-        if self.min_p is not None:
-            keep &= chances >= self.min_p
-        if self.top_k is not None:
-            kth_largest = np.sort(logits, axis=-1)[:, -min(self.top_k, logits.shape[-1]), None]
-            keep &= logits >= kth_largest
-        if self.top_p is not None:
-            order = np.argsort(-logits, axis=-1, kind="stable")
-            ordered = np.take_along_axis(chances, order, axis=-1)
-            likelier = ordered.cumsum(axis=-1) - ordered  # chances of all likelier tokens
-            kept = likelier < self.top_p * ordered.sum(axis=-1, keepdims=True)
-            kept[:, 0] = True  # also if top_p is too small for a float64
-            keep &= np.take_along_axis(kept, np.argsort(order, axis=-1), axis=-1)
-        return np.where(keep, logits, -np.inf)
+    @property
+    def options(self) -> tuple[float, int, float, float, float]:
+        """What `sampling_loops.draw` takes: those that are None have the value that changes nothing."""
+        top_k = NO_LIMIT if self.top_k is None else int(self.top_k)
+        top_p = 1.0 if self.top_p is None else float(self.top_p)
+        return float(self.temperature), top_k, top_p, float(self.min_p or 0), float(self.repetition_penalty)
 
 
 def reach(config: ModelConfig) -> int:
@@ -151,18 +98,19 @@ class Rows:
     """The rows of one call of `stream`: their prompts, and how far each of them is.
 
     Row i reads the end of its prompt that is within reach, up to `prompt_lengths[i]`, then draws `length` tokens. All
-    rows are at the same position. What is kept of them is in NumPy, whose operations on a few numbers take less time
-    than PyTorch's.
+    rows are at the same position. What is kept of them is in NumPy, for the loops of `sampling_loops`.
     """
 
     def __init__(
         self, prompts: list[Tensor], length: int, sampling: Sampling, config: ModelConfig, generator: Generators
     ):
         self.sampling = sampling
+        self.options = sampling.options
 
         read = [within_reach(prompt, config).cpu().numpy() for prompt in prompts]
         self.prompt_lengths = np.array([len(prompt) for prompt in read])
         self.ends = self.prompt_lengths + length
+        self.last_end = int(self.ends.max())
         self.shortest = int(self.prompt_lengths.min())
         self.longest = int(self.prompt_lengths.max())
         self.prompts = np.zeros((len(prompts), self.longest), dtype=np.int64)
@@ -173,51 +121,62 @@ class Rows:
         self.seen = np.zeros((len(prompts), config.num_tokens), dtype=bool)
         for seen, prompt in zip(self.seen, prompts, strict=True):
             seen[prompt.cpu().long().numpy()] = True
+        self.stop = np.array(sampling.stop, dtype=np.int64)
         self.stopped = np.zeros(len(prompts), dtype=bool)
         self.token = np.zeros(len(prompts), dtype=np.int64)
 
-        # A row that has a generator of its own draws the same bytes in any batch.
-        if isinstance(generator, Sequence):
-            self.numbers = [random_numbers(each) for each in generator]
-        else:
-            self.numbers = [random_numbers(generator)] * len(prompts)
+        # Random numbers. A row that has a generator of its own draws the same bytes in any batch.
+        self.generators = generator if isinstance(generator, Sequence) else [generator] * len(prompts)
+        self.numbers = np.zeros((len(prompts), AHEAD))
+        self.used = np.full(len(prompts), AHEAD)
+        self.steps_until_refill = 0
 
     def advance(self, position: int, logits: Tensor) -> Tensor:
-        """Choose each row's token at a position: drawn from logits (b v), the prompt's, or the last one again.
+        """Choose each row's token at a position: drawn from the last logits (b n v), the prompt's, or the same again.
 
         Returns the tokens that are new (b), and `NOTHING` for rows that are in their prompt or have ended.
+
+        Raises:
+            UserError: if logits are not finite, as those of a model with broken weights.
         """
-        in_prompt = position < self.prompt_lengths
-        in_length = ~in_prompt & (position < self.ends)
-        drawing = in_length & ~self.stopped
+        from model.generation.sampling_loops import choose_tokens  # compiled when it is first needed
 
-        drawn = self.sampling.draw(logits.float().cpu().numpy(), self.seen, self.uniform(drawing))
-        self.token = np.where(drawing, drawn, self.token)
-        if position < self.longest:
-            self.token = np.where(in_prompt, self.prompts[:, position], self.token)
+        if self.steps_until_refill == 0:
+            self.refill()
+        self.steps_until_refill -= 1
+        new = np.empty(len(self.token), dtype=np.int64)
+        are_finite = choose_tokens(
+            position,
+            np.ascontiguousarray(logits.float().cpu().numpy()[:, -1]),  # NumPy takes a slice in less time
+            self.options,
+            self.numbers,
+            self.used,
+            self.prompts,
+            self.prompt_lengths,
+            self.ends,
+            self.stop,
+            self.seen,
+            self.stopped,
+            self.token,
+            new,
+        )
+        if not are_finite:
+            raise UserError("the model's logits are not finite, so nothing can be drawn from them")
+        return torch.from_numpy(new)
 
-        if self.sampling.repetition_penalty != 1:
-            self.seen[np.arange(len(self.token)), self.token] = True
-        if self.sampling.stop:
-            self.stopped |= drawing & np.isin(self.token, self.sampling.stop)
-        return torch.from_numpy(np.where(in_length, self.token, NOTHING))
-
-    def uniform(self, drawing: np.ndarray) -> np.ndarray:
-        """A random number from 0 up to 1 for each row that draws, and 0 for the others: float64 (b)."""
-        if self.sampling.temperature == 0:  # nothing is random
-            return np.zeros(len(drawing))
-        pairs = zip(drawing.tolist(), self.numbers, strict=True)
-        return np.array([next(numbers) if draws else 0.0 for draws, numbers in pairs])
+    def refill(self) -> None:
+        """Take new random numbers for the rows that have used all of theirs."""
+        for row in np.flatnonzero(self.used == AHEAD):
+            if self.sampling.temperature != 0:  # else nothing is random
+                self.numbers[row] = torch.rand(AHEAD, generator=self.generators[row], dtype=torch.float64).numpy()
+            self.used[row] = 0
+        self.steps_until_refill = AHEAD - int(self.used.max())  # a step uses one number of a row, or none
 
     def are_done(self, position: int) -> bool:
         """Whether no row has anything left to draw after this position."""
+        if position + 1 < self.last_end and not self.sampling.stop:
+            return False
         return bool((self.stopped | (position + 1 >= self.ends)).all())
-
-
-def random_numbers(generator: torch.Generator | None) -> Iterator[float]:
-    """Numbers from 0 up to 1, which are taken from a generator `AHEAD` at a time."""
-    while True:
-        yield from torch.rand(AHEAD, generator=generator, dtype=torch.float64).tolist()
 
 
 @torch.inference_mode()
@@ -269,10 +228,10 @@ def stream(
 
         # Choose a token for each row, and read it.
         for position in range(rows.shortest, rows.longest + length):
-            yield rows.advance(position, logits[:, -1]).to(device)
+            yield rows.advance(position, logits).to(device)
             if rows.are_done(position):
                 return
-            token = torch.from_numpy(rows.token)[:, None].to(device)
+            token = torch.from_numpy(rows.token[:, None]).to(device)
             ids = token if use_cache else torch.cat((ids, token), dim=1)
             logits = model(ids, cache=cache)
     finally:

@@ -7,30 +7,40 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.generation.sampling import NOTHING, Rows, Sampling, reach, row_generators, within_reach
+from model.generation.sampling_loops import draw, filtered
 from tests.model.strategies import model_configs, random_ids
 from tests.model.test_transformer import build
 
 SMALL = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8}
 
-LOGITS = st.lists(st.floats(-8, 8), min_size=2, max_size=12, unique=True).map(lambda x: np.array([x]))
+LOGITS = st.lists(st.floats(-8, 8), min_size=2, max_size=12, unique=True).map(np.array)
 
 # A random number below 1, with both ends of its range.
 BELOW_1 = 1 - 2**-53
-UNIFORM = (st.sampled_from([0.0, BELOW_1]) | st.floats(0, BELOW_1)).map(lambda u: np.array([u]))
+UNIFORM = st.sampled_from([0.0, BELOW_1]) | st.floats(0, BELOW_1)
+
+
+def chances(logits, **options):
+    """How likely each of logits (v) is, relative to the likeliest, and 0 for those that must not be drawn."""
+    _, top_k, top_p, min_p, _ = Sampling(**options).options
+    return filtered(logits - logits.max(), top_k, top_p, min_p)
 
 
 def kept(logits, **options):
-    sampling = Sampling(**options)
-    return set(np.isfinite(sampling.filter(sampling.heat(logits))[0]).nonzero()[0].tolist())
+    return set(chances(logits, **options).nonzero()[0].tolist())
 
 
 def softmax(logits):
-    return torch.from_numpy(logits).softmax(-1)[0].tolist()
+    return torch.from_numpy(logits).softmax(-1).tolist()
+
+
+def draw_one(logits, uniform, seen=False, **options):
+    return draw(logits, np.full(logits.shape, seen), uniform, Sampling(**options).options)
 
 
 @given(LOGITS, st.integers(1, 15))
 def test_top_k_keeps_the_k_likeliest(logits, k):
-    heated = Sampling().heat(logits)[0]  # where numbers next to each other may be equal
+    heated = logits - logits.max()  # where numbers next to each other may be equal
     kth_largest = sorted(heated, reverse=True)[:k][-1]
     assert kept(logits, top_k=k) == {i for i, x in enumerate(heated) if x >= kth_largest}
 
@@ -48,13 +58,13 @@ def test_top_p_keeps_the_fewest_that_reach_p(logits, p):
 
 @given(LOGITS, st.floats(0, 1))
 def test_min_p_is_relative_to_the_likeliest(logits, p):
-    chances = np.exp(Sampling().heat(logits)[0])
-    assert kept(logits, min_p=p) == {i for i, x in enumerate(chances) if x >= p * chances.max()}
+    unfiltered = chances(logits)
+    assert kept(logits, min_p=p) == {i for i, x in enumerate(unfiltered) if x >= p}
 
 
 def test_without_options_nothing_is_filtered():
-    logits = np.random.default_rng(0).normal(size=(2, 9))
-    assert np.array_equal(Sampling().filter(logits), logits)
+    logits = np.random.default_rng(0).normal(size=9)
+    assert np.allclose(chances(logits) / chances(logits).sum(), softmax(logits), rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -103,26 +113,25 @@ EXTREME = [
 @given(logits=LOGITS, uniform=UNIFORM)
 def test_in_the_limit_the_likeliest_is_drawn(options, logits, uniform):
     logits = np.abs(logits) + 1  # above 0, so that a repetition penalty for all keeps their order
-    everything_seen = np.ones_like(logits, dtype=bool)
-    drawn = Sampling(**options).draw(logits, everything_seen, uniform)
-    assert logits[0, drawn] == logits.max()  # several may have the same logit
+    drawn = draw_one(logits, uniform, seen=True, **options)
+    assert logits[drawn] == logits.max()  # several may have the same logit
 
 
 @given(st.lists(st.floats(-8, 8) | st.just(-inf), min_size=2, max_size=12).filter(any), UNIFORM)
 def test_a_token_is_drawn_if_the_number_lies_in_its_part(logits, uniform):
-    """The simple version goes from token to token. One without a chance is not drawn, even at both ends."""
+    """One without a chance is not drawn, even at both ends."""
     logits[0] = 0.0
-    logits = np.array([logits])
+    logits = np.array(logits)
     probabilities = softmax(logits)
-    drawn = Sampling().draw(logits, np.zeros_like(logits, dtype=bool), uniform).item()
+    drawn = draw_one(logits, uniform)
     assert probabilities[drawn] > 0
     before = sum(probabilities[:drawn])
-    assert before - 1e-12 <= uniform.item() <= before + probabilities[drawn] + 1e-12
+    assert before - 1e-12 <= uniform <= before + probabilities[drawn] + 1e-12
 
 
-@given(LOGITS)
-def test_a_huge_temperature_gives_equal_chances(logits):
-    assert softmax(Sampling(temperature=1e30).heat(logits)) == pytest.approx([1 / logits.shape[1]] * logits.shape[1])
+@given(LOGITS, UNIFORM)
+def test_a_huge_temperature_gives_equal_chances(logits, uniform):
+    assert draw_one(logits, uniform, temperature=1e30) == int(uniform * len(logits))
 
 
 @pytest.mark.parametrize("broken", [nan, inf])
@@ -181,13 +190,14 @@ def test_a_stop_token_ends_a_row_and_the_last_one_ends_all():
 
 
 def test_a_repetition_penalty_makes_seen_tokens_less_likely():
-    logits = np.array([[2.0, -2.0, 1.5, -1.0]])
-    seen = np.array([[True, True, False, False]])
-    uniform = np.random.default_rng(0).random(300)
-    assert Sampling(temperature=0).draw(logits, seen, uniform).item() == 0
-    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, seen, uniform).item() == 2
-    draws = Sampling(repetition_penalty=50.0).draw(logits.repeat(300, axis=0), seen.repeat(300, axis=0), uniform)
-    assert (draws == 1).sum() == 0
+    logits = np.array([2.0, -2.0, 1.5, -1.0])
+    seen = np.array([True, True, False, False])
+    penalised = Sampling(temperature=0, repetition_penalty=2.0)
+    assert draw_one(logits, 0.0, temperature=0) == 0
+    assert draw(logits, seen, 0.0, penalised.options) == 2
+    numbers = np.random.default_rng(0).random(300)
+    draws = [draw(logits, seen, number, Sampling(repetition_penalty=50.0).options) for number in numbers]
+    assert draws.count(1) == 0 and draws.count(3) > 0
 
 
 def draw_prompts(config, data) -> list[torch.Tensor]:

@@ -1,0 +1,120 @@
+"""The loops of `Sampling` and `Rows`, compiled by Numba.
+
+For one row, starting a dozen operations on 256 numbers takes longer than a step of a small model.
+"""
+
+from math import exp, inf, isfinite
+
+import numpy as np
+
+from utils.loops import compiled
+
+TINY = 1e-38  # divides logits at a temperature of 0, or close to it; a float64 does not overflow
+
+
+@compiled
+def choose_tokens(
+    position, logits, options, numbers, used, prompts, prompt_lengths, ends, stop, seen, stopped, token, new
+):
+    """Choose each row's token at a position, as `Rows.advance` says, whose arrays these are.
+
+    Returns whether all logits were finite.
+
+    Args:
+        logits: (b v).
+        options: see `draw`.
+        numbers: random numbers of each row (b n), of which `used` (b) were used.
+        stop: tokens that end a row.
+        new: gets the tokens that are new, and -1 where there is none (b).
+    """
+    for row in range(len(logits)):
+        new[row] = -1
+        if position < prompt_lengths[row]:
+            token[row] = prompts[row, position]
+        elif position < ends[row]:
+            if not stopped[row]:
+                drawn = draw(logits[row], seen[row], numbers[row, used[row]], options)
+                if drawn < 0:
+                    return False
+                token[row] = drawn
+                used[row] += 1
+                stopped[row] = (stop == drawn).any()
+            new[row] = token[row]
+        seen[row, token[row]] = True
+    return True
+
+
+@compiled
+def draw(logits, seen, uniform, options):
+    """A token drawn from logits (v), or -1 if they are not finite.
+
+    The simple version lays the tokens' probabilities side by side, and takes the token in which a random number from 0
+    to 1 lies. So a draw needs a single random number, however many tokens there are.
+
+    Args:
+        seen: marks the tokens that came before, for a repetition penalty (v).
+        uniform: the random number, below 1.
+        options: temperature, top_k, top_p, min_p and repetition_penalty of `Sampling`; those that are None have the
+            value that changes nothing.
+    """
+    temperature, top_k, top_p, min_p, penalty = options
+    heated = penalise(logits, seen, penalty)
+    likeliest = heated.argmax()
+    if not isfinite(heated[likeliest]):  # what is not a number counts as the largest
+        return -1
+    if temperature == 0:
+        return likeliest
+
+    # The largest is subtracted, which changes no probability. It is then 0, where a quotient alone could overflow.
+    heated = (heated - heated[likeliest]) / max(temperature, TINY)
+    chances = filtered(heated, top_k, top_p, min_p)
+    place = uniform * chances.sum()
+    end = 0.0
+    for i in range(len(chances)):
+        end += chances[i]
+        if end > place:
+            return i
+    return likeliest  # only if rounding has put the place behind all of them
+
+
+@compiled
+def penalise(logits, seen, penalty):
+    """Logits (v) in float64, after the repetition penalty."""
+    out = logits.astype(np.float64)
+    if penalty != 1:
+        for i in range(len(out)):
+            if seen[i]:
+                out[i] = out[i] / penalty if out[i] > 0 else out[i] * penalty
+    return out
+
+
+@compiled
+def filtered(heated, top_k, top_p, min_p):
+    """How likely each token is, relative to the likeliest, and 0 for those that must not be drawn: (v).
+
+    Each filter looks at all tokens. The likeliest token and its ties stay.
+
+    Args:
+        heated: logits over the temperature (v), of which the largest is 0.
+    """
+    chances = np.exp(heated)
+    lowest = -inf  # the least logit that is kept
+    if min_p > 0:
+        for i in range(len(chances)):
+            if chances[i] < min_p:
+                chances[i] = 0.0
+    if top_k < len(heated) or top_p < 1:
+        order = np.argsort(-heated, kind="mergesort")
+        if top_k < len(heated):
+            lowest = heated[order[top_k - 1]]
+        if top_p < 1:
+            total = np.exp(heated).sum()
+            likelier = 0.0  # chances of all likelier tokens
+            for i in order:
+                if likelier >= top_p * total and heated[i] < 0:
+                    chances[i] = 0.0
+                likelier += exp(heated[i])
+    for i in range(len(chances)):
+        if heated[i] < lowest:
+            chances[i] = 0.0
+    return chances
