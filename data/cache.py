@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Generator
@@ -14,7 +13,7 @@ from data.config import DataConfig
 from data.report import Tally
 from data.store import Corpus, Streams, load_corpus, write_corpus
 from utils.errors import UserError
-from utils.files import user_path
+from utils.files import cache_folder, user_path
 from utils.locks import holder_of, release, try_lock
 from utils.terminal import warn
 
@@ -40,10 +39,7 @@ def cached(
         UserError: if the corpus cannot be read, holds no bytes, or the cache cannot be written.
     """
     # -- the folder of this key
-    if config.cache_dir:
-        cache = user_path(config.cache_dir)
-    else:
-        cache = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "byte-corpora"
+    cache = user_path(config.cache_dir) if config.cache_dir else cache_folder("byte-corpora")
     digest = hashlib.sha256(json.dumps([FORMAT, config.max_bytes, *key]).encode()).hexdigest()[:16]
     folder = cache / f"{config.name}-{digest}"
 

@@ -16,6 +16,7 @@ LETTERS = letters(torch.arange(256)).numpy()  # by byte: its letter in lower cas
 @compiled
 def add_bytes(new, place, orders, word_counts, ids, hashed, starts, earlier, latest, words, found):
     """Add the byte at `place` of each row, `new` (b), and write what followed its contexts to `found` (b context k)."""
+    found[:] = 0
     for row in range(len(new)):
         byte = new[row]
         ids[row, place % ids.shape[1]] = byte

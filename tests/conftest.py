@@ -31,6 +31,14 @@ settings.load_profile("tests")
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_these_tests(tmp_path_factory):
+    """Nothing is read from the user's cache of corpora and compiled steps, or written to it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_accelerator_is_left_behind():
     """Accelerate keeps one state in a process. The next test may need another precision."""

@@ -1,4 +1,8 @@
-"""Whether torch.compile works on a machine."""
+"""Whether PyTorch's compiler has the tools that it needs on a machine."""
+
+import os
+import subprocess
+import sys
 
 import torch
 
@@ -22,6 +26,22 @@ def check_compiler(name: str, device_type: str) -> None:
     except Exception as error:  # PyTorch, Triton and the system raise exceptions of many kinds
         tool = TOOLS.get(device_type, CPU_TOOL)
         raise UserError(f"{name} needs {tool} that works: {reason_of(error)}") from error
+
+
+def check_cpp_compiler(name: str) -> None:
+    """Check the compiler of C++ alone, in a tenth of a second, with a header as it may be there without its library.
+
+    Raises:
+        UserError: if it does not work. It names the setting or flag.
+    """
+    compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as PyTorch chooses it
+    command = [compiler, "-fsyntax-only", "-x", "c++", "-"]
+    try:
+        subprocess.run(command, input="#include <vector>\n", check=True, capture_output=True, text=True)
+    except OSError as error:
+        raise UserError(f"{name} needs {CPU_TOOL} that works: {error}") from error
+    except subprocess.CalledProcessError as error:
+        raise UserError(f"{name} needs {CPU_TOOL} that works: {reason_of(RuntimeError(error.stderr))}") from error
 
 
 def reason_of(error: Exception) -> str:

@@ -24,6 +24,11 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def cache_folder(name: str) -> Path:
+    """A folder of ours for what can be made again, in $XDG_CACHE_HOME or ~/.cache. It may not exist yet."""
+    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / name
+
+
 def refuse_endless(name: str, path: Path) -> None:
     """Raise a UserError if a path is a pipe or a device, which may never end. `name` is the setting that it is from."""
     if path.exists() and not path.is_file() and not path.is_dir():

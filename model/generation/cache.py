@@ -83,8 +83,8 @@ class Cache:
     """by layer"""
     logits: dict[int, Tensor] = field(default_factory=dict)
     """each predicting level's part of the logits, (b 1 num_tokens)"""
-    recorded: dict = field(default_factory=dict)
-    """recorded steps, which belong to the tensors of this object alone"""
+    recording: Any = None
+    """recorded steps, which belong to the tensors of this object alone (model/generation/replay.py)"""
 
     @property
     def is_empty(self) -> bool:
@@ -116,7 +116,7 @@ class Cache:
 
     def _map(self, function: Callable[[Tensor], Tensor]) -> "Cache":
         position = None if self.position is None else self.position.clone()
-        rows = replace(self, position=None, recorded={})
+        rows = replace(self, position=None, recording=None)
         return replace(map_tensors(rows, function), position=position)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from model.generation.replay import StepRecorder
 from model.transformer import HierarchicalTransformer
-from utils.compiler import check_compiler
+from utils.compiler import check_cpp_compiler
 
 FEW_ROWS = 256  # up to here one thread for each slice is faster than all threads on one slice after another
 
@@ -50,7 +50,7 @@ def prepare_for_generation(model: HierarchicalTransformer, compiled: bool = Fals
     """
     device = next(model.parameters()).device.type
     if device == "cpu" and compiled:
-        check_compiler("--compile", device)
+        check_cpp_compiler("--compile")
     if device == "cpu" and not compiled:
         slice_matrices(model)
     if device == "cpu":

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from model import Cache
 from model.generation.cache import tensor_slots
 from model.generation.prepare import prepare_for_generation
-from model.generation.replay import StepRecorder, make_static, read_next_bytes, static_step
+from model.generation.replay import StepRecorder
+from model.generation.static import make_static, read_next_bytes, static_step
 from tests.model.generation.test_cache import in_pieces
 from tests.model.strategies import model_configs, random_ids
 from tests.model.test_transformer import build

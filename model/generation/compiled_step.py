@@ -1,0 +1,178 @@
+"""Steps of generation as compiled code for a CPU, which is kept on the disk.
+
+A step is compiled by AOTInductor, PyTorch's compiler ahead of time:
+https://docs.pytorch.org/docs/stable/torch.compiler_aot_inductor.html
+
+The compiled code is a library that runs without Python and without the compiler. Weights are inputs, like the state, so
+models of one config share a library, and a later process only loads it.
+"""
+
+import hashlib
+import json
+import platform
+import shutil
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor, nn
+
+from model.generation.cache import Cache, map_tensors
+from model.generation.operations import REPLACED
+from model.generation.static import static_step
+from model.transformer import HierarchicalTransformer
+from utils.errors import UserError
+from utils.files import cache_folder, read_json, replace, sha256
+from utils.terminal import warn
+
+COMPILER = {
+    # Compute once what is read twice. By default it may be computed for each reader, as a query for each of its keys.
+    "realize_reads_threshold": 2,
+    "realize_opcount_threshold": 1,
+    # With buffers reused in place, torch 2.13 gave wrong logits (words in tests/model/generation/test_replay.py).
+    "inplace_buffers": False,
+}
+
+# The files of a compiled step: the library; its checksum, and the indices of the inputs that it takes.
+LIBRARY = "step.so"
+ABOUT = "step.json"
+
+
+class Step(nn.Module):
+    """A step of generation, `static_step`, as a function of all tensors of a cache: ids (b 1), … -> logits (b 1 v).
+
+    Args:
+        forward: the model's own forward pass.
+        cache: one that is ready for recorded steps.
+    """
+
+    def __init__(self, model: HierarchicalTransformer, forward: Callable, cache: Cache):
+        super().__init__()
+        self.model = model
+        self.step = forward
+        self.cache = cache
+
+    def forward(self, ids: Tensor, *state: Tensor) -> tuple[Tensor]:
+        tensors = iter(state)
+        cache = map_tensors(self.cache, lambda t: next(tensors))
+        return (static_step(self.step, ids, cache),)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's parameters and buffers, which the compiled step takes as inputs, too."""
+        return {name: t.detach() for name, t in (*self.named_parameters(), *self.named_buffers())}
+
+
+class CompiledStep:
+    """A library, and which of a step's inputs it takes: those that the step does not read would only cost time.
+
+    Args:
+        folder: one that `compile_step` has filled.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+
+    def __init__(self, folder: Path):
+        path = folder / LIBRARY
+        about = read_json(folder / ABOUT)
+        if not path.exists() or sha256(path) != about["sha256"]:  # part of a library would crash the process
+            raise UserError(f"{path} is damaged")
+        self.read: list[int] = about["read"]
+        self.library = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
+
+    def bind(self, inputs: list[Tensor]) -> Callable[[Tensor], Tensor]:
+        """The step as a function of ids (b 1) alone, for the same other inputs each time."""
+        constant = [inputs[i] for i in self.read if i > 0]
+        run = self.library.run
+        return lambda ids: run([ids, *constant])[0]
+
+
+def load_or_compile(step: Step, inputs: list[Tensor], phase: tuple) -> CompiledStep:
+    """A compiled step, from the cache on the disk if it is there.
+
+    Args:
+        inputs: ids, the state, and the weights.
+        phase: what distinguishes this step from others of the same shapes.
+    """
+    folder = cache_folder("compiled-steps") / key_of(step, inputs, phase)
+    if folder.exists():
+        try:
+            return CompiledStep(folder)
+        except UserError as error:
+            warn(f"{error}, so this step is compiled again")
+            shutil.rmtree(folder, ignore_errors=True)
+    with TemporaryDirectory() as temporary:
+        compile_step(step, inputs, Path(temporary))
+        try:
+            keep(Path(temporary), folder)
+        except OSError as error:
+            warn(f"the compiled step is not kept for the next time ({error})")
+        return CompiledStep(Path(temporary))  # what is loaded stays in memory when its file is deleted
+
+
+def compile_step(step: Step, inputs: list[Tensor], folder: Path) -> None:
+    """Trace a step as a function of all tensors that it reads, compile it, and write what `CompiledStep` loads."""
+    from torch.fx.experimental.proxy_tensor import make_fx  # imports of the compiler take a while
+
+    names = list(step.weights())
+
+    def function(*inputs: Tensor) -> tuple[Tensor]:
+        count = len(inputs) - len(names)
+        weights = dict(zip(names, inputs[count:], strict=True))
+        return torch.func.functional_call(step, weights, inputs[:count])
+
+    with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch, about itself
+        like = [torch.empty_like(t) if t.is_inference() else t for t in inputs]  # those cannot be traced
+        traced = make_fx(function, REPLACED, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
+
+        placeholders = traced.graph.find_nodes(op="placeholder")
+        read = [i for i, node in enumerate(placeholders) if node.users or i == 0]
+        for node in placeholders[1:]:
+            if not node.users:
+                traced.graph.erase_node(node)
+        traced.recompile()
+
+        options = COMPILER | {"aot_inductor.output_path": str(folder / LIBRARY)}
+        torch._inductor.aot_compile(traced, tuple(like[i] for i in read), options=options)
+    (folder / ABOUT).write_text(json.dumps({"sha256": sha256(folder / LIBRARY), "read": read}))
+
+
+def key_of(step: Step, inputs: list[Tensor], phase: tuple) -> str:
+    """What a step's library depends on, as 16 hex digits: shapes, settings, code, versions and this CPU."""
+    source = hashlib.sha256()
+    for path in sorted(Path(__file__).parents[1].rglob("*.py")):
+        source.update(path.read_bytes())
+    values = [
+        [(list(t.shape), t.stride(), str(t.dtype)) for t in inputs],
+        [list(phase), step.model.config.to_dict(), COMPILER, torch.get_num_threads()],
+        [source.hexdigest(), torch.__version__, cpu_features()],
+    ]
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
+
+
+def cpu_features() -> str:
+    """What the compiler's code for this CPU depends on: its name and instructions."""
+    information = Path("/proc/cpuinfo")
+    if not information.exists():
+        return platform.processor()
+    first_core = information.read_text().split("\n\n")[0].splitlines()
+    return "\n".join(line for line in first_core if line.startswith(("model name", "flags", "Features")))
+
+
+def keep(compiled: Path, folder: Path) -> None:
+    """Copy a compiled step into the cache, where others see all of it or nothing.
+
+    Raises:
+        OSError: if that is impossible.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=".writing-", ignore_cleanup_errors=True) as temporary:
+        copy = Path(temporary) / folder.name
+        copy.mkdir()
+        for name in (LIBRARY, ABOUT):
+            shutil.copyfile(compiled / name, copy / name)
+        if not folder.exists():  # another process may have been faster
+            replace(copy, folder)

@@ -1,0 +1,104 @@
+"""Compiled steps on the disk. Their logits are those of a full pass in test_replay.py."""
+
+import shutil
+
+import pytest
+import torch
+
+from model.generation import compiled_step
+from model.generation.prepare import prepare_for_generation
+from tests.model.generation.test_cache import in_pieces
+from tests.model.test_transformer import build
+
+TINY = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8}
+
+
+def check_logits(seed):
+    """Compiled steps of a model with weights of this seed give the logits of a full pass."""
+    torch.manual_seed(seed)
+    model, ids = build(TINY), torch.randint(0, 256, (1, 12))
+    with torch.no_grad():
+        full = model(ids)
+    prepare_for_generation(model, compiled=True)
+    torch.testing.assert_close(in_pieces(model, ids, 5), full, atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """The cache after a step was compiled."""
+    cache = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(cache))
+        check_logits(0)
+    return cache / "compiled-steps"
+
+
+@pytest.fixture
+def cache(compiled_once, tmp_path, monkeypatch):
+    """A copy of it in use."""
+    shutil.copytree(compiled_once, tmp_path / "compiled-steps")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "compiled-steps"
+
+
+@pytest.fixture
+def compiled_again(compiled_once, monkeypatch):
+    """What was compiled since. The compiler would write the same again."""
+    (step,) = compiled_once.iterdir()
+    folders = []
+
+    def compile_step(step_to_compile, inputs, folder):
+        folders.append(folder)
+        shutil.copytree(step, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(compiled_step, "compile_step", compile_step)
+    return folders
+
+
+def test_other_weights_use_the_same_library(cache, compiled_again):
+    check_logits(1)
+    assert compiled_again == [] and len(list(cache.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damaged", ["step.so", "step.json"])
+def test_a_damaged_step_is_compiled_again(cache, compiled_again, damaged, capsys):
+    (step,) = cache.iterdir()
+    content = (step / damaged).read_bytes()
+    (step / damaged).write_bytes(content[: len(content) // 2])
+    check_logits(2)
+    assert len(compiled_again) == 1 and "so this step is compiled again" in capsys.readouterr().err
+    check_logits(3)
+    assert len(compiled_again) == 1 and (step / damaged).read_bytes() == content
+
+
+def test_without_a_cache_steps_are_compiled_each_time(tmp_path, compiled_again, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made there
+    check_logits(4)
+    assert len(compiled_again) == 1 and "not kept for the next time" in capsys.readouterr().err
+
+
+class Compiles(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "threads", "options"),
+    [({"window_sizes": 3}, 1, 1, {}), ({}, 2, 1, {}), ({}, 1, 2, {}), ({}, 1, 1, {"inplace_buffers": True})],
+    ids=["config", "rows", "threads", "options"],
+)
+def test_what_a_step_depends_on_is_compiled_anew(config, rows, threads, options, cache, monkeypatch):
+    def compile_step(*args):
+        raise Compiles
+
+    monkeypatch.setattr(compiled_step, "compile_step", compile_step)
+    monkeypatch.setattr(compiled_step, "COMPILER", compiled_step.COMPILER | options)
+    model = build(TINY | config)
+    prepare_for_generation(model, compiled=True)
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with pytest.raises(Compiles):
+            in_pieces(model, torch.zeros(rows, 12, dtype=torch.long), 5)
+    finally:
+        torch.set_num_threads(threads_before)
