@@ -72,7 +72,7 @@ class Arguments:
     batch_size: PositiveInt = 64
     """at most this many samples are generated at once; fewer need less memory"""
     compile: bool = False
-    """on a CPU: compile the model first, which takes seconds, then generate faster; for long texts"""
+    """on a CPU: compile the model, which takes 20 seconds the first time, then generate faster; for long texts"""
     no_cache: bool = False
     """compute the whole text again for every byte"""
     score: str | None = None

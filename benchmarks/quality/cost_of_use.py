@@ -29,7 +29,7 @@ from utils.errors import UserError
 from utils.files import write_text
 
 ROWS = 16  # rows that generate at once in the timed batch
-LENGTH = 64  # bytes that each row goes on by in a timed call
+LENGTH = 256  # bytes that each row goes on by in a timed call
 
 # What is timed: generation of one row and of a batch, each with compiled steps too; and reading the long prompt.
 ONE_ROW = "1 row"

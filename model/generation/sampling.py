@@ -21,7 +21,7 @@ SMALLEST = 1e-30
 LARGEST = 1e30
 NO_LIMIT = 1 << 62  # more tokens than there are
 
-AHEAD = 64  # random numbers are taken from a generator so many at a time, as one takes almost as long
+AHEAD = 256  # random numbers are taken from a generator so many at a time, as one takes almost as long
 
 NOTHING = -1  # in a step of `stream`: a row that is still in its prompt, or has ended
 
@@ -201,7 +201,7 @@ def stream(
         prompt: (b n), or a list of prompts (n) or (1 n), each of any length.
         num_samples: samples of each prompt, which is read once; samples of one prompt are neighbouring rows.
         use_cache: never compute a byte twice; without it, each byte runs a full pass over all bytes before it.
-        generator: a `torch.Generator` on the CPU, where random numbers come from (64 at a time), or a list of one for
+        generator: a `torch.Generator` on the CPU, where random numbers come from (256 at a time), or a list of one for
             each row, with which a row draws the same bytes in any batch. The same state gives the same bytes.
         sampling: fields of `Sampling`.
 
