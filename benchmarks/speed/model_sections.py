@@ -146,7 +146,7 @@ def flops_by_part(modules: dict[str, float]) -> dict[str, float]:
 
 
 def measure_optimizers(options: Options) -> dict:
-    """Section optimizer: milliseconds of a step of the presets, and of their optimizer in it."""
+    """Section optimizer: milliseconds of a step of the presets, their share of the peak, and the optimizer's part."""
     presets = ["quickstart"] if options.quick else ["quickstart", "enwik8-small", "flat"]
     if options.device == "cuda":
         presets.append("enwik8-base")  # a step takes a minute on a CPU
@@ -159,6 +159,8 @@ def measure_optimizers(options: Options) -> dict:
         for precision, seconds in results[name].items():
             row = {"preset": name, "precision": precision, "optimizer": config.train.optimizer}
             row["ms a step"] = f"{1e3 * seconds['step']:.0f}"
+            row["ms of its FLOPs at the peak"] = f"{1e3 * seconds['floor']:.0f}"
+            row["share of peak"] = f"{100 * seconds['floor'] / seconds['step']:.0f}%"
             for part in ("optimizer", "orthogonalisation"):
                 row[f"ms of {part}"] = f"{1e3 * seconds[part]:.1f}"
                 row[f"share of {part}"] = f"{100 * seconds[part] / seconds['step']:.1f}%"

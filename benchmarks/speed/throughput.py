@@ -28,7 +28,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Options], dict]]] = {  # name: title, a
     "flat": ("one level, and the decoder of x-transformers", model_sections.compare_flat),
     "hierarchy": ("levels (1, 4) at stride 4, and one level of as many parameters", model_sections.compare_hierarchy),
     "share": ("FLOPs of enwik8-base.yaml by part, and its share of the peak", model_sections.measure_base_preset),
-    "optimizer": ("the optimizer's share of a step of the presets", model_sections.measure_optimizers),
+    "optimizer": (
+        "the presets' steps: share of the peak, and the optimizer's part",
+        model_sections.measure_optimizers,
+    ),
     "growth": ("speed by length, with the same number of bytes in every step", model_sections.measure_growth),
     "memory": ("peak memory of a step beyond weights and optimizer state", machine_sections.measure_memory),
     "startup": ("seconds from a command to its first result", machine_sections.measure_startup),

@@ -96,12 +96,16 @@ def time_optimizer(config: Config, options: Options) -> dict[str, dict[str, floa
     """Time a run's step, with its batch and optimizer, and in turns with it the optimizer alone.
 
     Returns the seconds of a `step`, of its `optimizer`, and of Muon's `orthogonalisation` in that, by the precision of
-    all products, Muon's included. The orthogonalisation of other optimizers takes about none.
+    all products, Muon's included. The orthogonalisation of other optimizers takes about none. The `floor` is the time
+    that the model's FLOPs would take at the peak.
     """
-    contender = contenders.ours(**config.model.to_dict()).to(options.device).train()
+    contender = contenders.ours(**config.model.to_dict())
+    seq_len = config.model.seq_len
+    flops = count_flops(contender, seq_len) * seq_len * config.train.batch_size
+    contender.to(options.device).train()
     if options.device == "cpu":
         make_gradients_of_tables_sparse(contender)
-    ids = random_ids(config.train.batch_size, config.model.seq_len, options.device)
+    ids = random_ids(config.train.batch_size, seq_len, options.device)
     gradients = torch.autograd.grad(contender.loss(ids), list(contender.parameters()), allow_unused=True)
 
     def step_optimizer(optimizer: torch.optim.Optimizer) -> None:
@@ -117,18 +121,23 @@ def time_optimizer(config: Config, options: Options) -> dict[str, dict[str, floa
                 for matrices in by_shape(group["params"]):
                     orthogonalise(matrices, dtype, group)
 
+    peaks = {precision: MatmulPeak(PRECISIONS[precision], options.device) for precision in options.precisions}
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     for precision in options.precisions:
         is_bf16 = precision == "bf16"
+        calls[precision, "matrix product"] = peaks[precision].measure
         train = replace(config.train, muon_precision="bf16" if is_bf16 else "no")
         optimizer = build_optimizer(contender.model, train)
         calls[precision, "step"] = partial(take_step, contender, optimizer, ids, is_bf16)
         calls[precision, "optimizer"] = partial(step_optimizer, optimizer)
         calls[precision, "orthogonalisation"] = partial(orthogonalise_all, optimizer, PRECISIONS[precision])
 
-    results: dict[str, dict[str, float]] = {precision: {} for precision in options.precisions}
-    for (precision, part), times in time_in_turns(calls, options.rounds).items():
-        results[precision][part] = median(times)
+    seconds = time_in_turns(calls, options.rounds)
+    results: dict[str, dict[str, float]] = {}
+    for precision, peak in peaks.items():
+        results[precision] = {"floor": flops / peak.best}
+        for part in ("step", "optimizer", "orthogonalisation"):
+            results[precision][part] = median(seconds[precision, part])
     return results
 
 

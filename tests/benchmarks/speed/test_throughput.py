@@ -111,7 +111,9 @@ def test_the_optimizer_section_times_the_parts_of_a_preset_s_step(capsys):
     assert set(results) == {"quickstart"} and set(results["quickstart"]) == {"float32", "bf16"}
     for seconds in results["quickstart"].values():
         assert 0 < seconds["orthogonalisation"] < seconds["optimizer"] < seconds["step"]
-    assert "share of optimizer" in capsys.readouterr().out
+        assert 0 < seconds["floor"] < seconds["step"]
+    output = capsys.readouterr().out
+    assert "share of peak" in output and "share of optimizer" in output
 
 
 def test_a_missing_package_is_left_out(monkeypatch, capsys):
