@@ -54,11 +54,12 @@ READ_ONCE: dict[str, Any] = FLAT | {
     "dropout": 0.0,
 }
 SMALL_FLAT: dict[str, Any] = READ_ONCE | {"window_sizes": 64, "attn_depth": 1}
-# Layers over units of eight bytes, before one layer of the bytes that does not attend.
+# Layers over units of eight bytes, before one narrow layer of the bytes that does not attend.
 UNITS: dict[str, Any] = READ_ONCE | {
     "hierarchies": (1, 8),
     "merge_type": "linear",
-    "window_sizes": (0, 128),
+    "window_sizes": (0, 64),
+    "ff_mult": (2, 4),
     "attn_depth": None,
 }
 
