@@ -31,8 +31,8 @@ from training.step import train_step
 from utils.files import replace
 
 POINTS = 10  # a final trial is scored at so many evenly spread points
-POINT_BYTES = 1 << 15  # from the start of the validation split, that a point of the curve scores
-END_BYTES = 1 << 16  # the same for other trials, which are only validated at their end
+POINT_BYTES = 1 << 18  # from the start of the validation split, that a point of the curve scores
+END_BYTES = 1 << 20  # the same for other trials, which are compared by what they score at their end
 WINDOWS = 16  # scored at once
 SAVE_SECONDS = 30  # at most so much is lost when a process is killed
 
