@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 LEAST_SHARED = 1 << 18  # weights of a matrix whose product with one row is worth several threads (benchmarks/LOG.md)
+FEW_KEYS = 512  # up to here attention of one query is faster as loops; with 2,048 keys they take twice as long
 
 
 def is_shared(a: Tensor, b: Tensor) -> bool:
@@ -22,9 +23,9 @@ def one_row_product_with_bias(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def one_query_attention(q: Tensor, k: Tensor, v: Tensor, *args, attn_mask: Tensor | None = None, **kwargs) -> tuple:
-    """Attention of one query as it is defined, which compiles to loops. The library's blocks suit many queries."""
+    """Attention of one query as it is defined, which compiles to loops. The library suits many queries or keys."""
     is_plain = q.shape[-2] == 1 and k.shape[1] == q.shape[1] and not args and not kwargs
-    if not is_plain:
+    if not is_plain or k.shape[-2] > FEW_KEYS:
         return NotImplemented
     scores = (q * q.shape[-1] ** -0.5 * k).sum(dim=-1)  # (b h j)
     if attn_mask is not None:
