@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from model import Cache
 from model.generation.cache import tensor_slots
+from model.generation.operations import FEW_KEYS
 from model.generation.prepare import prepare_for_generation
 from model.generation.replay import StepRecorder
 from model.generation.static import make_static, read_next_bytes, static_step
@@ -63,6 +64,16 @@ def test_compiled_steps_equal_a_full_pass(levels):
         assert len(model.forward.compiled) == known  # with and without a unit of level 4x, for each number of rows
     loss, _ = model(ids, return_loss=True)
     loss.backward()  # training still works
+
+
+def test_compiled_steps_attend_to_many_keys():
+    """Beyond FEW_KEYS, PyTorch's attention takes the place of loops."""
+    model, ids = build(WORDS | {"hierarchies": 1, "seq_len": 2 * FEW_KEYS}), torch.randint(0, 256, (1, FEW_KEYS + 20))
+    with torch.inference_mode():
+        full = model(ids)
+        prepare_for_generation(model, compiled=True)
+        torch.testing.assert_close(in_pieces(model, ids, FEW_KEYS + 2), full, atol=1e-4, rtol=1e-4)
+    assert model.forward.compiled
 
 
 def test_models_with_xpos_are_not_recorded():
