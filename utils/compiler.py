@@ -29,7 +29,7 @@ def check_compiler(name: str, device_type: str) -> None:
 
 
 def check_cpp_compiler(name: str) -> None:
-    """Check the compiler of C++ alone, in a tenth of a second, with a header as it may be there without its library.
+    """Let the C++ compiler read a header of its standard library, which takes a tenth of a second.
 
     Raises:
         UserError: if it does not work. It names the setting or flag.
@@ -37,11 +37,11 @@ def check_cpp_compiler(name: str) -> None:
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # as PyTorch chooses it
     command = [compiler, "-fsyntax-only", "-x", "c++", "-"]
     try:
-        subprocess.run(command, input="#include <vector>\n", check=True, capture_output=True, text=True)
-    except OSError as error:
-        raise UserError(f"{name} needs {CPU_TOOL} that works: {error}") from error
-    except subprocess.CalledProcessError as error:
-        raise UserError(f"{name} needs {CPU_TOOL} that works: {reason_of(RuntimeError(error.stderr))}") from error
+        done = subprocess.run(command, input="#include <vector>\n", capture_output=True, text=True)
+        if done.returncode != 0:
+            raise RuntimeError(done.stderr)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{name} needs {CPU_TOOL} that works: {reason_of(error)}") from error
 
 
 def reason_of(error: Exception) -> str:

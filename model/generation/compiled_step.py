@@ -124,7 +124,7 @@ def compile_step(step: Step, inputs: list[Tensor], folder: Path) -> None:
         return torch.func.functional_call(step, weights, inputs[:count])
 
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of PyTorch, about itself
+        warnings.simplefilter("ignore")  # PyTorch warns that it calls old functions of its own
         like = [torch.empty_like(t) if t.is_inference() else t for t in inputs]  # those cannot be traced
         traced = make_fx(function, REPLACED, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)
 

@@ -3,7 +3,7 @@
 For one row, starting a dozen operations on 256 numbers takes longer than a step of a small model.
 """
 
-from math import exp, inf, isfinite
+from math import inf, isfinite
 
 import numpy as np
 
@@ -48,8 +48,8 @@ def choose_tokens(
 def draw(logits, seen, uniform, options):
     """A token drawn from logits (v), or -1 if they are not finite.
 
-    The simple version lays the tokens' probabilities side by side, and takes the token in which a random number from 0
-    to 1 lies. So a draw needs a single random number, however many tokens there are.
+    The tokens' probabilities lie side by side, and a random number from 0 to 1 lies in that of one token. So a draw
+    needs a single random number, however many tokens there are.
 
     Args:
         seen: marks the tokens that came before, for a repetition penalty (v).
@@ -98,23 +98,24 @@ def filtered(heated, top_k, top_p, min_p):
         heated: logits over the temperature (v), of which the largest is 0.
     """
     chances = np.exp(heated)
+    kept = chances.copy()
     lowest = -inf  # the least logit that is kept
     if min_p > 0:
         for i in range(len(chances)):
             if chances[i] < min_p:
-                chances[i] = 0.0
+                kept[i] = 0.0
     if top_k < len(heated) or top_p < 1:
         order = np.argsort(-heated, kind="mergesort")
         if top_k < len(heated):
             lowest = heated[order[top_k - 1]]
         if top_p < 1:
-            total = np.exp(heated).sum()
+            total = chances.sum()
             likelier = 0.0  # chances of all likelier tokens
             for i in order:
                 if likelier >= top_p * total and heated[i] < 0:
-                    chances[i] = 0.0
-                likelier += exp(heated[i])
+                    kept[i] = 0.0
+                likelier += chances[i]
     for i in range(len(chances)):
         if heated[i] < lowest:
-            chances[i] = 0.0
-    return chances
+            kept[i] = 0.0
+    return kept

@@ -1,7 +1,10 @@
 """Steps of generation that can be recorded: nothing in them depends on Python, and no tensor changes its place.
 
-Recordings need tensors whose shapes and addresses never change. So a cache becomes static: positions are tensors, slots
-of a ring that are not yet written are masked out, and each new value is copied into the tensor that held the old one.
+Recordings need tensors whose shapes and addresses never change. So a cache becomes static:
+
+- positions are tensors
+- a ring has all of its slots from the start, and those that are not yet written are masked out
+- each new value is copied into the tensor that held the old one
 """
 
 from collections.abc import Callable

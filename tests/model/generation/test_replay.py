@@ -68,7 +68,8 @@ def test_compiled_steps_equal_a_full_pass(levels):
 
 def test_compiled_steps_attend_to_many_keys():
     """Beyond FEW_KEYS, PyTorch's attention takes the place of loops."""
-    model, ids = build(WORDS | {"hierarchies": 1, "seq_len": 2 * FEW_KEYS}), torch.randint(0, 256, (1, FEW_KEYS + 20))
+    model = build(WORDS | {"hierarchies": 1, "seq_len": 2 * FEW_KEYS})
+    ids = torch.randint(0, 256, (1, FEW_KEYS + 20))
     with torch.inference_mode():
         full = model(ids)
         prepare_for_generation(model, compiled=True)
