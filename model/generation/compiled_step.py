@@ -33,6 +33,8 @@ COMPILER = {
     "realize_opcount_threshold": 1,
     # With buffers reused in place, torch 2.13 gave wrong logits (words in tests/model/generation/test_replay.py).
     "inplace_buffers": False,
+    # One allocation for all intermediate results. There are dozens, and each would take as long as its computation.
+    "memory_planning": True,
 }
 
 # The files of a compiled step: the library; its checksum, and the indices of the inputs that it takes.
