@@ -12,6 +12,7 @@ from model.block import Block
 from training.config import TrainConfig
 from training.optimizer import Muon, by_shape, orthogonalise, param_groups
 from training.speed import synchronize
+from utils.threads import use_threads
 
 SECONDS = 0.4  # how long a comparison takes, if its parts are short
 FEWEST_ROUNDS = 3
@@ -44,14 +45,11 @@ def time_threads(model: ModelConfig, config: TrainConfig, precision: str) -> dic
     run = block_passes(model, config.batch_size, torch.device("cpu"))
 
     def run_on(threads: int) -> None:
-        torch.set_num_threads(threads)
-        run(precision)
+        with use_threads(threads):
+            run(precision)
 
     counts = [all_threads >> halvings for halvings in range(all_threads.bit_length())]
-    try:
-        return milliseconds({str(threads): partial(run_on, threads) for threads in counts}, torch.device("cpu"))
-    finally:
-        torch.set_num_threads(all_threads)
+    return milliseconds({str(threads): partial(run_on, threads) for threads in counts}, torch.device("cpu"))
 
 
 def block_passes(model: ModelConfig, batch_size: int, device: torch.device) -> Callable[[str], None]:

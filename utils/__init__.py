@@ -17,4 +17,5 @@ __all__ = [
     "new_weights",
     "require",
     "terminal",
+    "threads",
 ]

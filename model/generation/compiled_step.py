@@ -26,6 +26,7 @@ from model.transformer import HierarchicalTransformer
 from utils.errors import UserError
 from utils.files import cache_folder, read_json, replace, sha256
 from utils.terminal import warn
+from utils.threads import use_threads
 
 COMPILER = {
     # Compute once what is read twice. By default it may be computed for each reader, as a query for each of its keys.
@@ -37,7 +38,11 @@ COMPILER = {
     "memory_planning": True,
 }
 
-# The files of a compiled step: the library; its checksum, and the indices of the inputs that it takes.
+# One thread computes so few products faster than several, which wait for each other (benchmarks/LOG.md).
+FEW_PRODUCTS = 1 << 21
+
+# The files of a compiled step: the library; and its checksum, the indices of the inputs that it takes, and how many
+# threads it computes with.
 LIBRARY = "step.so"
 ABOUT = "step.json"
 
@@ -65,6 +70,11 @@ class Step(nn.Module):
         """The model's parameters and buffers, which the compiled step takes as inputs, too."""
         return {name: t.detach() for name, t in (*self.named_parameters(), *self.named_buffers())}
 
+    def threads(self, rows: int) -> int:
+        """With how many threads it is fastest: with one if it is small."""
+        weights = sum(module.weight.numel() for module in self.model.modules() if isinstance(module, nn.Linear))
+        return 1 if rows * weights <= FEW_PRODUCTS else torch.get_num_threads()
+
 
 class CompiledStep:
     """A library, and which of a step's inputs it takes: those that the step does not read would only cost time.
@@ -82,13 +92,18 @@ class CompiledStep:
         if not path.exists() or sha256(path) != about["sha256"]:  # part of a library would crash the process
             raise UserError(f"{path} is damaged")
         self.read: list[int] = about["read"]
+        self.threads: int = about["threads"]
         self.library = torch._C._aoti.AOTIModelContainerRunnerCpu(str(path), 1)
 
     def bind(self, inputs: list[Tensor]) -> Callable[[Tensor], Tensor]:
         """The step as a function of ids (b 1) alone, for the same other inputs each time."""
         constant = [inputs[i] for i in self.read if i > 0]
-        run = self.library.run
-        return lambda ids: run([ids, *constant])[0]
+
+        def run(ids: Tensor) -> Tensor:
+            with use_threads(self.threads):
+                return self.library.run([ids, *constant])[0]
+
+        return run
 
 
 def load_or_compile(step: Step, inputs: list[Tensor], phase: tuple) -> CompiledStep:
@@ -98,7 +113,8 @@ def load_or_compile(step: Step, inputs: list[Tensor], phase: tuple) -> CompiledS
         inputs: ids, the state, and the weights.
         phase: what distinguishes this step from others of the same shapes.
     """
-    folder = cache_folder("compiled-steps") / key_of(step, inputs, phase)
+    threads = step.threads(rows=len(inputs[0]))
+    folder = cache_folder("compiled-steps") / key_of(step, inputs, phase, threads)
     if folder.exists():
         try:
             return CompiledStep(folder)
@@ -106,7 +122,8 @@ def load_or_compile(step: Step, inputs: list[Tensor], phase: tuple) -> CompiledS
             warn(f"{error}, so this step is compiled again")
             shutil.rmtree(folder, ignore_errors=True)
     with TemporaryDirectory() as temporary:
-        compile_step(step, inputs, Path(temporary))
+        with use_threads(threads):
+            compile_step(step, inputs, Path(temporary))
         try:
             keep(Path(temporary), folder)
         except OSError as error:
@@ -139,17 +156,18 @@ def compile_step(step: Step, inputs: list[Tensor], folder: Path) -> None:
 
         options = COMPILER | {"aot_inductor.output_path": str(folder / LIBRARY)}
         torch._inductor.aot_compile(traced, tuple(like[i] for i in read), options=options)
-    (folder / ABOUT).write_text(json.dumps({"sha256": sha256(folder / LIBRARY), "read": read}))
+    about = {"sha256": sha256(folder / LIBRARY), "read": read, "threads": torch.get_num_threads()}
+    (folder / ABOUT).write_text(json.dumps(about))
 
 
-def key_of(step: Step, inputs: list[Tensor], phase: tuple) -> str:
+def key_of(step: Step, inputs: list[Tensor], phase: tuple, threads: int) -> str:
     """What a step's library depends on, as 16 hex digits: shapes, settings, code, versions and this CPU."""
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         source.update(path.read_bytes())
     values = [
         [(list(t.shape), t.stride(), str(t.dtype)) for t in inputs],
-        [list(phase), step.model.config.to_dict(), COMPILER, torch.get_num_threads()],
+        [list(phase), step.model.config.to_dict(), COMPILER, threads],
         [source.hexdigest(), torch.__version__, cpu_features()],
     ]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]

@@ -1,5 +1,6 @@
 """Compiled steps on the disk. Their logits are those of a full pass in test_replay.py."""
 
+import json
 import shutil
 
 import pytest
@@ -9,6 +10,7 @@ from model.generation import compiled_step
 from model.generation.prepare import prepare_for_generation
 from tests.model.generation.test_cache import in_pieces
 from tests.model.test_transformer import build
+from utils.threads import use_threads
 
 TINY = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8}
 
@@ -84,11 +86,11 @@ class Compiles(Exception):
 
 
 @pytest.mark.parametrize(
-    ("config", "rows", "threads", "options"),
-    [({"window_sizes": 3}, 1, 1, {}), ({}, 2, 1, {}), ({}, 1, 2, {}), ({}, 1, 1, {"inplace_buffers": True})],
-    ids=["config", "rows", "threads", "options"],
+    ("config", "rows", "options"),
+    [({"window_sizes": 3}, 1, {}), ({}, 2, {}), ({}, 1, {"inplace_buffers": True})],
+    ids=["config", "rows", "options"],
 )
-def test_what_a_step_depends_on_is_compiled_anew(config, rows, threads, options, cache, monkeypatch):
+def test_what_a_step_depends_on_is_compiled_anew(config, rows, options, cache, monkeypatch):
     def compile_step(*args):
         raise Compiles
 
@@ -96,10 +98,24 @@ def test_what_a_step_depends_on_is_compiled_anew(config, rows, threads, options,
     monkeypatch.setattr(compiled_step, "COMPILER", compiled_step.COMPILER | options)
     model = build(TINY | config)
     prepare_for_generation(model, compiled=True)
-    threads_before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with pytest.raises(Compiles):
-            in_pieces(model, torch.zeros(rows, 12, dtype=torch.long), 5)
-    finally:
-        torch.set_num_threads(threads_before)
+    with pytest.raises(Compiles):
+        in_pieces(model, torch.zeros(rows, 12, dtype=torch.long), 5)
+
+
+def threads_of_steps(cache):
+    """With how many threads each library computes."""
+    return sorted(json.loads((step / "step.json").read_text())["threads"] for step in cache.iterdir())
+
+
+def test_a_small_step_uses_one_thread(cache, compiled_again):
+    with use_threads(2):
+        check_logits(5)
+        assert torch.get_num_threads() == 2
+    assert compiled_again == [] and threads_of_steps(cache) == [1]
+
+
+def test_a_large_step_uses_all_threads(cache, monkeypatch):
+    monkeypatch.setattr(compiled_step, "FEW_PRODUCTS", 0)
+    with use_threads(2):
+        check_logits(6)
+    assert threads_of_steps(cache) == [1, 2]
