@@ -38,8 +38,10 @@ COMPILER = {
     "memory_planning": True,
 }
 
-# One thread computes so few products faster than several, which wait for each other (benchmarks/LOG.md).
-FEW_PRODUCTS = 1 << 21
+# With so many weights, and products of them with all rows, one thread is still faster than several, which wait for each
+# other (benchmarks/LOG.md).
+FEW_WEIGHTS = 1 << 21
+FEW_PRODUCTS = 1 << 23
 
 # The files of a compiled step: the library; and its checksum, the indices of the inputs that it takes, and how many
 # threads it computes with.
@@ -73,7 +75,8 @@ class Step(nn.Module):
     def threads(self, rows: int) -> int:
         """With how many threads it is fastest: with one if it is small."""
         weights = sum(module.weight.numel() for module in self.model.modules() if isinstance(module, nn.Linear))
-        return 1 if rows * weights <= FEW_PRODUCTS else torch.get_num_threads()
+        is_small = weights <= FEW_WEIGHTS and rows * weights <= FEW_PRODUCTS
+        return 1 if is_small else torch.get_num_threads()
 
 
 class CompiledStep:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model.generation import compiled_step
+from model.generation.cache import Cache
 from model.generation.prepare import prepare_for_generation
 from tests.model.generation.test_cache import in_pieces
 from tests.model.test_transformer import build
@@ -115,7 +116,15 @@ def test_a_small_step_uses_one_thread(cache, compiled_again):
 
 
 def test_a_large_step_uses_all_threads(cache, monkeypatch):
-    monkeypatch.setattr(compiled_step, "FEW_PRODUCTS", 0)
+    monkeypatch.setattr(compiled_step, "FEW_WEIGHTS", 0)
     with use_threads(2):
         check_logits(6)
     assert threads_of_steps(cache) == [1, 2]
+
+
+def test_a_batch_may_be_too_large_for_one_thread(monkeypatch):
+    monkeypatch.setattr(compiled_step, "FEW_PRODUCTS", 10_000)
+    model = build(TINY)
+    step = compiled_step.Step(model, model.forward, Cache())
+    with use_threads(2):
+        assert [step.threads(rows) for rows in (1, 1000)] == [1, 2]
