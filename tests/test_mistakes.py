@@ -78,8 +78,8 @@ MISTAKES = [
     ),
     (
         train,
-        [*CONFIG, "--model.hierarchical_stride=[1,8]"],
-        "model.hierarchical_stride: got [1, 8], allowed: divisors of",
+        [*CONFIG, "--model.hierarchical_stride=[1,6]"],
+        "model.hierarchical_stride: got [1, 6], allowed: divisors of",
     ),
     (generate, [], "run_dir: got nothing, allowed: a run directory"),
     (
@@ -287,7 +287,7 @@ def test_a_wrong_vocabulary_is_reported_along_with_other_mistakes(capsys):
 
 def test_flags_override_config_files_in_any_order():
     assert load_config(["--train.max_steps=3", *CONFIG, "--train.seed", "4"]).train.max_steps == 3
-    assert load_config([*CONFIG]).train.max_steps == 1200
+    assert load_config([*CONFIG]).train.max_steps == 1320
 
 
 def test_a_printed_config_can_be_used(tmp_path, capsys):

@@ -53,15 +53,8 @@ READ_ONCE: dict[str, Any] = FLAT | {
     "ngram_dropout": 0.0,
     "dropout": 0.0,
 }
-SMALL_FLAT: dict[str, Any] = READ_ONCE | {"window_sizes": 64, "attn_depth": 1}
-# Layers over units of eight bytes, before one narrow layer of the bytes that does not attend.
-UNITS: dict[str, Any] = READ_ONCE | {
-    "hierarchies": (1, 8),
-    "merge_type": "linear",
-    "window_sizes": (0, 64),
-    "ff_mult": (2, 4),
-    "attn_depth": None,
-}
+SMALL_FLAT: dict[str, Any] = READ_ONCE | {"window_sizes": 64, "attn_depth": 1, "ff_mult": 2}
+UNITS = preset("quickstart")  # layers over units of eight bytes, and one of the bytes
 
 # What `benchmarks.quality.frontier` races: our own models, by contender and size, with their arguments in addition to
 # those of SHARED. Three sizes of each contender. Within minutes small ones win (benchmarks/LOG.md).
