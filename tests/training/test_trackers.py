@@ -7,6 +7,7 @@ import sys
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
+from threading import Timer
 
 import psutil
 import pytest
@@ -304,7 +305,18 @@ def wandb_environment(monkeypatch, tmp_path):
 
     wandb.teardown()
     yield set_only
+    watchdog = Timer(30, kill_wandb)  # `teardown` waits until wandb's process has ended, which once it did not
+    watchdog.start()
     wandb.teardown()
+    watchdog.cancel()
+
+
+def kill_wandb() -> None:
+    """Kill wandb's own process, which this one has started."""
+    for service in psutil.Process().children(recursive=True):
+        if "wandb" in service.name():
+            service.kill()
+            service.wait()
 
 
 @pytest.mark.parametrize(
@@ -363,10 +375,7 @@ def test_a_run_goes_on_when_wandb_dies(wandb_environment, tmp_path, capsys):
     wandb_environment({})
     trackers = offline_run(tmp_path)
     trackers.start(RunState())
-    for service in psutil.Process().children(recursive=True):
-        if "wandb" in service.name():
-            service.kill()
-            service.wait()
+    kill_wandb()
     capsys.readouterr()
     for step in range(1, 30):
         trackers.log(step, {"train/loss": 1.0})
