@@ -47,13 +47,15 @@ SIZES: dict[tuple[str, str], tuple[str, dict[str, Any]]] = {
 CONTENDERS = list(dict.fromkeys(contender for contender, _ in SIZES))
 
 # On a text that is read once nothing is dropped, and tables are large, as size costs memory alone.
-READ_ONCE: dict[str, Any] = FLAT | {
+SMALL_FLAT: dict[str, Any] = FLAT | {
     "ngrams": (2, 3, 4, 5, 6, 8),
     "ngram_buckets": 65536,
     "ngram_dropout": 0.0,
     "dropout": 0.0,
+    "window_sizes": 64,
+    "attn_depth": 1,
+    "ff_mult": 2,
 }
-SMALL_FLAT: dict[str, Any] = READ_ONCE | {"window_sizes": 64, "attn_depth": 1, "ff_mult": 2}
 UNITS = preset("quickstart")  # layers over units of eight bytes, and one of the bytes
 
 # What `benchmarks.quality.frontier` races: our own models, by contender and size, with their arguments in addition to

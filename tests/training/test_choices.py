@@ -11,6 +11,7 @@ from training import choices, measuring
 from training.choices import Choice, fastest, read_choices
 from training.config import load_config
 from utils.errors import UserError
+from utils.threads import use_threads
 
 FASTER = {"no": {"no": 20.0, "bf16": 40.0}, "bf16": {"no": 40.0, "bf16": 20.0}}  # milliseconds, by the faster precision
 AUTO = ("--train.mixed_precision=auto", "--train.optimizer=muon")
@@ -128,8 +129,7 @@ def test_threads_are_measured_where_nobody_gave_a_number(monkeypatch, workplace)
     monkeypatch.setattr(choices, "are_threads_given", lambda: False)
     config = load_config(["--config", str(workplace / "tiny.yaml"), "--run_dir", str(workplace / "none")])
     device = torch.device("cpu")
-    torch.set_num_threads(4)
-    try:
+    with use_threads(4):
         choice = choices.choose_threads(config, device, "no", None)
         assert list(choice.milliseconds) == ["4", "2", "1"] and torch.get_num_threads() == 4
 
@@ -137,10 +137,8 @@ def test_threads_are_measured_where_nobody_gave_a_number(monkeypatch, workplace)
         some = Choice("2", {"4": 3.0, "2": 1.0})
         before = choices.Choices(Choice("no"), Choice("no"), some, most_threads=4)
         assert choices.choose_threads(config, device, "no", before) == some
-        torch.set_num_threads(2)
+    with use_threads(2):
         assert list(choices.choose_threads(config, device, "no", before).milliseconds) == ["2", "1"]
-    finally:
-        torch.set_num_threads(1)
 
 
 def test_measurements_compute_each_level_at_its_own_shape(workplace):

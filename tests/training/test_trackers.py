@@ -307,8 +307,10 @@ def wandb_environment(monkeypatch, tmp_path):
     yield set_only
     watchdog = Timer(30, kill_wandb)  # `teardown` waits until wandb's process has ended, which once it did not
     watchdog.start()
-    wandb.teardown()
-    watchdog.cancel()
+    try:
+        wandb.teardown()
+    finally:
+        watchdog.cancel()
 
 
 def kill_wandb() -> None:
