@@ -20,15 +20,15 @@ WAYS = {  # processes x sequences a process x accumulation: always 8 sequences a
     "2x2x2": (TWO, "--train.batch_size=2", "--train.gradient_accumulation_steps=2"),
 }
 ALL_LOSSES = ("recon", "prophet", "next_latent", "quantizer")
+MUON = ("--train.optimizer=muon", "--train.muon_precision=no")  # with AdamW for what is no hidden matrix
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_processes_and_accumulation_change_only_rounding(train, optimizer):
-    tolerance = {"adamw": 1e-5, "muon": 2e-3}[optimizer]  # Muon orthogonalises in bfloat16
+def test_processes_and_accumulation_change_only_rounding(train):
     options = [f"--model.{name}_loss_weight=0.1" for name in ALL_LOSSES] + ["--model.ngrams=[2,3]"]
+    tolerance = 1e-4
     runs = {}
     for name, (how, *pieces) in WAYS.items():
-        run_dir, done = train(f"{name}-{optimizer}", f"--train.optimizer={optimizer}", *options, *pieces, **how)
+        run_dir, done = train(name, *MUON, *options, *pieces, **how)
         assert done.returncode == 0, done.stderr
         assert f"{name[0]} process(es)" in done.stdout and "8 × 32 bytes" in done.stdout
         runs[name] = run_dir
@@ -74,18 +74,17 @@ def test_activation_checkpointing_changes_no_bit(train):
     assert all(torch.equal(weights(runs[0])[name], weights(runs[1])[name]) for name in weights(runs[0]))
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_fsdp2_trains_saves_resumes_and_evaluates(train, command, optimizer):
+def test_fsdp2_trains_saves_resumes_and_evaluates(train, command):
     """Two sharded processes end as one process does. Their best model is saved unsharded."""
-    options = (f"--train.optimizer={optimizer}", "--train.checkpoint_every=6", "--model.next_latent_loss_weight=0.1")
+    options = (*MUON, "--train.checkpoint_every=6", "--model.next_latent_loss_weight=0.1")
     options += ("--model.ngrams=[2]", "--model.matches=[3]")
-    one, done = train(f"unsharded-{optimizer}", *options)
+    one, done = train("unsharded", *options)
     assert done.returncode == 0, done.stderr
     sharded = TWO | {"ACCELERATE_USE_FSDP": "true"}
-    run_dir, done = train(f"sharded-{optimizer}", "--train.batch_size=2", *options, **sharded)
+    run_dir, done = train("sharded", "--train.batch_size=2", *options, **sharded)
     assert done.returncode == 0, done.stderr
     assert (checkpoints(run_dir)[-1] / "pytorch_model_fsdp_0" / "__1_0.distcp").is_file()
-    tolerance = {"adamw": 1e-5, "muon": 5e-3}[optimizer]
+    tolerance = 1e-4
     np.testing.assert_allclose(losses(run_dir), losses(one), atol=tolerance)
     last = metrics(one)[-1], metrics(run_dir)[-1]
     for key in ("validation/bits_per_byte", "train/gradient_norm", "train/update_ratio"):
@@ -98,11 +97,11 @@ def test_fsdp2_trains_saves_resumes_and_evaluates(train, command, optimizer):
     through = losses(run_dir)
     shutil.rmtree(checkpoints(run_dir)[-1])
     (run_dir / "metrics.jsonl").unlink()
-    _, done = train(f"sharded-{optimizer}", "--resume", **sharded)
+    _, done = train("sharded", "--resume", **sharded)
     assert done.returncode == 0 and "step-00000006" in done.stdout, done.stderr
     assert [line["train/loss"] for line in metrics(run_dir)] == through[6:]
 
-    _, done = train(f"sharded-{optimizer}", "--resume", "--train.batch_size=4")
+    _, done = train("sharded", "--resume", "--train.batch_size=4")
     assert done.returncode == 2 and "was written with FSDP, this run is without FSDP" in done.stderr
 
 

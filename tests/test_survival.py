@@ -47,9 +47,18 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@pytest.mark.parametrize(("launcher", "kills"), [(LAUNCH, 6), (LAUNCH_TWO, 4)], ids=["1 process", "2 processes"])
+AT_A_STEP, WHILE_WRITING = "at a random step", "while a checkpoint is being written"
+
+
+@pytest.mark.parametrize(
+    ("launcher", "kills"),
+    [
+        (LAUNCH, (AT_A_STEP, WHILE_WRITING, AT_A_STEP, WHILE_WRITING)),
+        (LAUNCH_TWO, (AT_A_STEP, WHILE_WRITING, WHILE_WRITING)),
+    ],
+    ids=["1 process", "2 processes"],
+)
 def test_a_run_killed_again_and_again_ends_with_the_same_weights(workplace, launcher, kills):
-    """Half of the kills come at random steps, the others while a checkpoint is being written."""
     environment = {"ACCELERATE_USE_CPU": "true"}
     whole, cut = (workplace / f"{name}-{len(launcher)}" for name in ("through", "killed"))
     process = start(workplace, whole, *LONG, launcher=launcher, **environment)
@@ -58,16 +67,16 @@ def test_a_run_killed_again_and_again_ends_with_the_same_weights(workplace, laun
     assert f"{2 if launcher is LAUNCH_TWO else 1} process(es)" in said
 
     chance, half_written = random.Random(0), 0
-    for attempt in range(kills):
+    for attempt, kill in enumerate(kills):
         writing, lines = cut / "checkpoints" / ".writing", cut / "metrics.jsonl"
         process = start(workplace, cut, *(("--resume",) if attempt else LONG), launcher=launcher, **environment)
         shutil.rmtree(writing, ignore_errors=True)
         before, steps = size(lines), chance.randint(0, 20)
         while process.poll() is None:
-            if attempt % 2 and size(lines) > before and writing.exists():
+            if kill == WHILE_WRITING and size(lines) > before and writing.exists():
                 time.sleep(chance.random() * 0.005)  # into the middle of writing
                 break
-            if not attempt % 2 and size(lines) > before + 200 * steps:
+            if kill == AT_A_STEP and size(lines) > before + 200 * steps:
                 break
             time.sleep(0.0005)
         assert process.poll() is None, process.communicate()

@@ -7,21 +7,17 @@ import sys
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
-from threading import Timer
 
-import psutil
 import pytest
-import wandb
 import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
 from tests.conftest import ROOT
 from tests.runs import NO_GPU, losses, metrics
 from training.checkpoints import RunState
-from training.config import Config, TrainConfig, WandbConfig, load_config
+from training.config import Config, TrainConfig, load_config
 from training.record import Change
 from training.trackers import TRACKERS, Tracker, Trackers
-from training.trackers.wandb import choose_mode
 from utils.errors import UserError
 
 KEY = "0123456789abcdef" * 3
@@ -290,35 +286,37 @@ def test_online_without_a_key_is_one_line_and_leaves_nothing_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+CHOOSE_MODE = """
+import os, sys
+from training.trackers.wandb import choose_mode
+from utils.errors import UserError
+try:
+    print(choose_mode(sys.argv[1]), flush=True)
+except UserError as error:
+    print(error, flush=True)
+os._exit(0)  # without waiting for wandb
+"""
+
+
 @pytest.fixture
-def wandb_environment(monkeypatch, tmp_path):
-    """Set variables for wandb, which knows no key otherwise: wandb_environment({"WANDB_MODE": …})."""
+def python(tmp_path):
+    """Run a script in a process of its own, as wandb leaves threads and processes behind: python(script, …) -> what it
+    did. wandb knows of no key, and of no variables but those that are given."""
 
-    def set_only(variables: dict[str, str]) -> None:
-        for name in [*os.environ]:
-            if name.startswith("WANDB_"):
-                monkeypatch.delenv(name)
-        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-        monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
+    def run(script: str, *arguments: object, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        others = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")}
+        no_key = {"NETRC": str(tmp_path / "netrc"), "WANDB_CONFIG_DIR": str(tmp_path)}
+        return subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            cwd=ROOT,
+            env=others | NO_GPU | no_key | variables,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        )
 
-    wandb.teardown()
-    yield set_only
-    watchdog = Timer(30, kill_wandb)  # `teardown` waits until wandb's process has ended, which once it did not
-    watchdog.start()
-    try:
-        wandb.teardown()
-    finally:
-        watchdog.cancel()
-
-
-def kill_wandb() -> None:
-    """Kill wandb's own process, which this one has started."""
-    for service in psutil.Process().children(recursive=True):
-        if "wandb" in service.name():
-            service.kill()
-            service.wait()
+    return run
 
 
 @pytest.mark.parametrize(
@@ -340,10 +338,10 @@ def kill_wandb() -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
 )
-def test_auto_takes_the_mode_that_works_and_says_why_in_a_line(wandb_environment, capsys, variables, mode, warning):
-    wandb_environment(variables)
-    assert choose_mode("auto") == mode
-    lines = capsys.readouterr().err.splitlines()
+def test_auto_takes_the_mode_that_works_and_says_why_in_a_line(python, variables, mode, warning):
+    done = python(CHOOSE_MODE, "auto", variables=variables)
+    assert done.stdout == f"{mode}\n"
+    lines = done.stderr.splitlines()
     assert len(lines) == (1 if warning else 0)
     assert all(line.startswith("warning: wandb goes offline: ") and warning in line for line in lines)
 
@@ -352,10 +350,10 @@ def test_auto_takes_the_mode_that_works_and_says_why_in_a_line(wandb_environment
 @pytest.mark.parametrize(
     ("mode", "other", "name"), [("online", "offline", "wandb.mode"), ("auto", "run", "WANDB_MODE")]
 )
-def test_online_that_cannot_work_is_one_line(wandb_environment, variables, mode, other, name):
-    wandb_environment(variables | {"WANDB_MODE": other})
-    with pytest.raises(UserError, match=f"^{name}: got online, allowed: auto or offline, as "):
-        choose_mode(mode)
+def test_online_that_cannot_work_is_one_line(python, variables, mode, other, name):
+    done = python(CHOOSE_MODE, mode, variables=variables | {"WANDB_MODE": other})
+    (line,) = done.stdout.splitlines()
+    assert line.startswith(f"{name}: got online, allowed: auto or offline, as ")
 
 
 def test_a_key_without_a_network_trains_offline(train):
@@ -368,40 +366,53 @@ def test_a_key_without_a_network_trains_offline(train):
     assert [row["_step"] for row in history(run_dir) if "train/loss" in row] == [1, 2, 3]
 
 
-def offline_run(folder: Path) -> Trackers:
-    config = Config(run_dir=str(folder), train=TrainConfig(trackers=("wandb",)), wandb=WandbConfig(mode="offline"))
-    return Trackers(config, is_main_process=True)
+OFFLINE_RUN = """
+import sys
+from pathlib import Path
+import psutil
+from training.checkpoints import RunState
+from training.config import Config, TrainConfig, WandbConfig
+from training.trackers import Trackers
+
+folder = Path(sys.argv[1])
+config = Config(run_dir=str(folder), train=TrainConfig(trackers=("wandb",)), wandb=WandbConfig(mode="offline"))
+trackers, state = Trackers(config, is_main_process=True), RunState()
+trackers.start(state)
+"""
+WANDB_DIES = """
+for service in psutil.Process().children(recursive=True):
+    if "wandb" in service.name():
+        service.kill()
+        service.wait()
+for step in range(1, 30):
+    trackers.log(step, {"train/loss": 1.0})
+    trackers.flush()
+trackers.log_sample(29, "a sample")
+trackers.log_model(folder, 29, 1.0)
+trackers.finish()
+"""
+WANDB_CANNOT_START = """
+trackers.log(1, {"train/loss": 1.0})
+trackers.finish()
+print(state.tracker_ids, trackers.locations)
+"""
 
 
-def test_a_run_goes_on_when_wandb_dies(wandb_environment, tmp_path, capsys):
-    wandb_environment({})
-    trackers = offline_run(tmp_path)
-    trackers.start(RunState())
-    kill_wandb()
-    capsys.readouterr()
-    for step in range(1, 30):
-        trackers.log(step, {"train/loss": 1.0})
-        trackers.flush()
-    trackers.log_sample(29, "a sample")
-    trackers.log_model(tmp_path, 29, 1.0)
-    trackers.finish()
-    lines = [line for line in capsys.readouterr().err.splitlines() if "socket.send" not in line]
+def test_a_run_goes_on_when_wandb_dies(python, tmp_path):
+    done = python(OFFLINE_RUN + WANDB_DIES, tmp_path, variables={})
+    lines = [line for line in done.stderr.splitlines() if "socket.send" not in line and not line.startswith("wandb: ")]
     assert len(lines) == 1 and lines[0].startswith("warning: wandb failed, and the run goes on without it: Connection")
     assert [line["step"] for line in metrics(tmp_path)] == list(range(1, 30))
 
 
 @pytest.mark.parametrize("variables", [{"WANDB_BASE_URL": "nonsense"}, {}])
-def test_a_run_goes_on_when_wandb_cannot_start(wandb_environment, tmp_path, capsys, variables):
-    wandb_environment(variables)
+def test_a_run_goes_on_when_wandb_cannot_start(python, tmp_path, variables):
     if not variables:
         (tmp_path / "wandb").write_text("in the way of its folder")
-    trackers, state = offline_run(tmp_path), RunState()
-    trackers.start(state)
-    trackers.log(1, {"train/loss": 1.0})
-    trackers.finish()
-    lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("wandb: ")]
+    done = python(OFFLINE_RUN + WANDB_CANNOT_START, tmp_path, variables=variables)
+    lines = [line for line in done.stderr.splitlines() if not line.startswith("wandb: ")]
     assert len(lines) == 1 and lines[0].startswith("warning: wandb failed, and the run goes on without it: ")
-    assert state.tracker_ids == {} and len(metrics(tmp_path)) == 1 and trackers.locations == []
+    assert done.stdout == "{} []\n" and len(metrics(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("method", ["start", "log_changes", "log", "log_sample", "log_model", "finish"])
