@@ -3,11 +3,18 @@
 For one row, starting a dozen operations on 256 numbers takes longer than a step of a small model.
 """
 
-from math import inf, isfinite
+from math import factorial, inf, isfinite, log
 
 import numpy as np
 
 from utils.loops import compiled
+
+LOG2_E = 1 / log(2)
+# ln 2 in two parts. The first has so few digits that its product with a small whole number is exact.
+LN2_HIGH = float.fromhex("0x1.62e42feep-1")
+LN2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
+COEFFICIENTS = tuple(1 / factorial(n) for n in range(13, -1, -1))  # of the power series of e^r, highest first
+LEAST = -708.0  # below this, e^x is too small for the bits of a float64, and counts as 0
 
 TINY = 1e-38  # divides logits at a temperature of 0, or close to it; a float64 does not overflow
 
@@ -21,7 +28,7 @@ def choose_tokens(
     Returns whether all logits were finite.
 
     Args:
-        logits: (b v).
+        logits: of several positions (b n v), of which the last one counts.
         options: see `draw`.
         numbers: random numbers of each row (b n), of which `used` (b) were used.
         stop: tokens that end a row.
@@ -33,7 +40,7 @@ def choose_tokens(
             token[row] = prompts[row, position]
         elif position < ends[row]:
             if not stopped[row]:
-                drawn = draw(logits[row], seen[row], numbers[row, used[row]], options)
+                drawn = draw(logits[row, -1], seen[row], numbers[row, used[row]], options)
                 if drawn < 0:
                     return False
                 token[row] = drawn
@@ -97,7 +104,7 @@ def filtered(heated, top_k, top_p, min_p):
     Args:
         heated: logits over the temperature (v), of which the largest is 0.
     """
-    chances = np.exp(heated)
+    chances = exponentials(heated)
     kept = chances.copy()
     lowest = -inf  # the least logit that is kept
     if min_p > 0:
@@ -119,3 +126,28 @@ def filtered(heated, top_k, top_p, min_p):
         if heated[i] < lowest:
             kept[i] = 0.0
     return kept
+
+
+@compiled
+def exponentials(x):
+    """e^x of x ≤ 0 (v), in float64. The simple version is `np.exp`, which Numba computes one after another.
+
+    Here a processor computes several at once, in a fifth of the time: e^x = 2^k · e^r, with a whole number k and
+    |r| ≤ ln 2 / 2. A power series gives e^r, and the bits of a float are those of k.
+    """
+    out = np.empty(len(x))
+    power_bits = np.empty(len(x), dtype=np.int64)
+    for i in range(len(x)):
+        in_range = max(x[i], LEAST)
+        k = np.floor(in_range * LOG2_E + 0.5)
+        r = in_range - k * LN2_HIGH - k * LN2_LOW
+        series = 0.0
+        for coefficient in COEFFICIENTS:
+            series = series * r + coefficient
+        out[i] = series
+        power_bits[i] = (np.int64(k) + 1023) << 52
+
+    power = power_bits.view(np.float64)
+    for i in range(len(x)):
+        out[i] *= power[i] if x[i] >= LEAST else 0.0
+    return out

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.generation.sampling import NOTHING, Rows, Sampling, reach, row_generators, within_reach
-from model.generation.sampling_loops import draw, filtered
+from model.generation.sampling_loops import draw, exponentials, filtered
 from tests.model.strategies import model_configs, random_ids
 from tests.model.test_transformer import build
 
@@ -36,6 +36,15 @@ def softmax(logits):
 
 def draw_one(logits, uniform, seen=False, **options):
     return draw(logits, np.full(logits.shape, seen), uniform, Sampling(**options).options)
+
+
+@given(st.lists(st.floats(-700, 0) | st.floats(-1, 0), min_size=1, max_size=40).map(np.array))
+def test_exponentials_are_those_of_numpy(x):
+    np.testing.assert_allclose(exponentials(x), np.exp(x), rtol=1e-15)
+
+
+def test_exponentials_of_the_largest_and_of_tiny_ones():
+    assert exponentials(np.array([0.0, -0.0, -1e3, -1e300, -inf])).tolist() == [1.0, 1.0, 0.0, 0.0, 0.0]
 
 
 @given(LOGITS, st.integers(1, 15))
