@@ -97,10 +97,19 @@ class Cache:
         return self.length if self.position is None else self.position
 
     def advance(self, n: int) -> None:
-        """Count n more bytes."""
+        """Count n more bytes, and keep nothing of them in memory but this state."""
         self.length += n
         if self.position is not None:
             self.position = self.position + n
+        if n > 1:
+            self.copy_parts()
+
+    def copy_parts(self) -> None:
+        """Copy what is a part of a larger tensor, as the last states of a text are: it would keep all of it alive."""
+        for holder, key in tensor_slots(self):
+            t = holder[key]
+            if t.untyped_storage().nbytes() > t.nbytes:
+                holder[key] = t.clone(memory_format=torch.contiguous_format)
 
     def detach(self) -> "Cache":
         """The same state as a constant: gradients do not flow to the bytes that it has read."""

@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from model import Cache
+from model.generation.cache import tensor_slots
 from tests.model.strategies import model_configs, random_ids
 from tests.model.test_transformer import build
 
@@ -86,6 +87,16 @@ def test_several_bytes_after_a_cache_have_the_logits_of_a_full_pass(config, data
             at += step
         full = model(ids)
     torch.testing.assert_close(torch.cat(logits, dim=1), full, atol=1e-4, rtol=1e-4)
+
+
+@settings(max_examples=60)
+@given(config=model_configs(), n=st.integers(2, 60))
+def test_a_cache_keeps_no_more_memory_than_its_tensors_have(config, n):
+    model, cache = build(config), Cache()
+    with torch.inference_mode():
+        model(random_ids(config, 2, n), cache=cache)
+    tensors = [holder[key] for holder, key in tensor_slots(cache)]
+    assert sum(t.untyped_storage().nbytes() for t in tensors) == sum(t.nbytes for t in tensors)
 
 
 def test_several_bytes_begin_where_no_unit_is_cut_in_two():
