@@ -124,6 +124,7 @@ class Rows:
         self.stop = np.array(sampling.stop, dtype=np.int64)
         self.stopped = np.zeros(len(prompts), dtype=bool)
         self.token = np.zeros(len(prompts), dtype=np.int64)
+        self.ids = torch.from_numpy(self.token[:, None])  # the same memory, (b 1)
 
         # Random numbers. A row that has a generator of its own draws the same bytes in any batch.
         self.generators = generator if isinstance(generator, Sequence) else [generator] * len(prompts)
@@ -147,7 +148,7 @@ class Rows:
         new = np.empty(len(self.token), dtype=np.int64)
         are_finite = choose_tokens(
             position,
-            np.ascontiguousarray(logits.float().cpu().numpy()[:, -1]),  # NumPy takes a slice in less time
+            np.ascontiguousarray(logits.float().cpu().numpy()),
             self.options,
             self.numbers,
             self.used,
@@ -231,7 +232,7 @@ def stream(
             yield rows.advance(position, logits).to(device)
             if rows.are_done(position):
                 return
-            token = torch.from_numpy(rows.token[:, None]).to(device)
+            token = rows.ids.to(device)
             ids = token if use_cache else torch.cat((ids, token), dim=1)
             logits = model(ids, cache=cache)
     finally:
