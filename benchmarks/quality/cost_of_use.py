@@ -176,8 +176,8 @@ class Continuation:
     def __call__(self) -> None:
         for _ in range(LENGTH):
             self.rows.advance(self.first_drawn + self.position, self.logits)
-            token = torch.from_numpy(self.text[:, self.position, None]).to(self.logits.device)
-            self.logits = self.model(token, cache=self.cache)
+            self.rows.token[:] = self.text[:, self.position]
+            self.logits = self.model(self.rows.ids.to(self.logits.device), cache=self.cache)
             self.position += 1
 
 

@@ -104,6 +104,9 @@ class Rows:
     def __init__(
         self, prompts: list[Tensor], length: int, sampling: Sampling, config: ModelConfig, generator: Generators
     ):
+        from model.generation.sampling_loops import choose_tokens  # compiled when it is first needed
+
+        self.choose_tokens = choose_tokens
         self.sampling = sampling
         self.options = sampling.options
 
@@ -140,13 +143,11 @@ class Rows:
         Raises:
             UserError: if logits are not finite, as those of a model with broken weights.
         """
-        from model.generation.sampling_loops import choose_tokens  # compiled when it is first needed
-
         if self.steps_until_refill == 0:
             self.refill()
         self.steps_until_refill -= 1
         new = np.empty(len(self.token), dtype=np.int64)
-        are_finite = choose_tokens(
+        are_finite = self.choose_tokens(
             position,
             np.ascontiguousarray(logits.float().cpu().numpy()),
             self.options,
