@@ -36,6 +36,8 @@ COMPILER = {
     "inplace_buffers": False,
     # One allocation for all intermediate results. There are dozens, and each would take as long as its computation.
     "memory_planning": True,
+    # Believe what PyTorch knows about this CPU's vectors. By default it compiles six programs to try them, for 6 s.
+    "cpp.vec_isa_ok": True,
 }
 
 # With so many weights, and products of them with all rows, one thread is still faster than several, which wait for each
