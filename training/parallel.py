@@ -165,9 +165,10 @@ def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) 
     Evaluation uses other shapes, and runs them uncompiled. Accelerate's regional compilation does not fit: it needs
     all blocks in one list.
     """
-    for module in list(model.modules()):
-        if not isinstance(module, Block | Merge):
-            continue
+    modules = [module for module in model.modules() if isinstance(module, Block | Merge)]
+    if compiling:  # PyTorch compiles a method for 8 kinds of modules by default, and leaves other kinds uncompiled
+        torch.compiler.config.recompile_limit += len(modules)
+    for module in modules:
         if compiling:
             compiled = torch.compile(module.forward, dynamic=False)
             set_forward(module, partial(forward_by_mode, module, compiled, module.forward))
