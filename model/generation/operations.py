@@ -3,23 +3,22 @@
 import torch
 from torch import Tensor
 
-LEAST_SHARED = 1 << 18  # weights of a matrix whose product with one row is worth several threads (benchmarks/LOG.md)
 FEW_KEYS = 512  # up to here attention of one query is faster as loops; with 2,048 keys they take twice as long
 
 
-def is_shared(a: Tensor, b: Tensor) -> bool:
+def is_shared(row: Tensor) -> bool:
     """Whether all threads together compute a product of one row faster than a library, which does so on one."""
-    return len(a) == 1 and b.numel() >= LEAST_SHARED and torch.get_num_threads() > 1
+    return len(row) == 1 and torch.get_num_threads() > 1
 
 
 def one_row_product(a: Tensor, b: Tensor) -> Tensor:
     """A product of one row as a sum, which compiles for all threads."""
-    return (a.unsqueeze(-1) * b).sum(dim=1) if is_shared(a, b) else NotImplemented
+    return (a.unsqueeze(-1) * b).sum(dim=1) if is_shared(a) else NotImplemented
 
 
 def one_row_product_with_bias(bias: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """The same, with a bias."""
-    return bias + one_row_product(a, b) if is_shared(a, b) else NotImplemented
+    return bias + one_row_product(a, b) if is_shared(a) else NotImplemented
 
 
 def one_query_attention(q: Tensor, k: Tensor, v: Tensor, *args, attn_mask: Tensor | None = None, **kwargs) -> tuple:

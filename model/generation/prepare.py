@@ -42,8 +42,8 @@ def prepare_for_generation(model: HierarchicalTransformer, compiled: bool = Fals
     """Make a model draw bytes faster. Calling it again changes nothing.
 
     Inference only: parameter names may change, so do not train or save the model afterwards. On a GPU, steps are
-    recorded as CUDA graphs. On a CPU, matrices are stored in the order in which they are read, and, with `compiled`,
-    steps are compiled, which takes seconds at first.
+    recorded as CUDA graphs. On a CPU, matrices are stored in the order in which PyTorch reads them, or, with
+    `compiled`, steps are compiled, which takes seconds at first.
 
     Raises:
         UserError: if there is no C++ compiler that works to compile with.
@@ -53,7 +53,6 @@ def prepare_for_generation(model: HierarchicalTransformer, compiled: bool = Fals
         check_cpp_compiler("--compile")
     if device == "cpu" and not compiled:
         slice_matrices(model)
-    if device == "cpu":
         lay_out_matrices(model)
     if device == "cuda" or (device == "cpu" and compiled):
         record_steps(model)
