@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 
 import torch
 
@@ -10,6 +12,21 @@ from utils.errors import UserError
 
 TOOLS = {"cuda": "a C compiler (gcc, clang or $CC)"}  # by type of device; Triton needs one to start its kernels
 CPU_TOOL = "a C++ compiler (g++, clang++ or $CXX)"
+DEEPEST = 20_000  # calls within calls
+
+
+@contextmanager
+def deep_recursion() -> Generator[None]:
+    """Within, functions may call themselves more often than Python's limit of 1,000 allows.
+
+    PyTorch's compiler does so when it plans the memory of a function, several times for each intermediate result.
+    """
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(max(before, DEEPEST))
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def check_compiler(name: str, device_type: str) -> None:

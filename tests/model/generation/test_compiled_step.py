@@ -1,7 +1,10 @@
 """Compiled steps on the disk. Their logits are those of a full pass in test_replay.py."""
 
+import inspect
 import json
 import shutil
+import sys
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -115,9 +118,22 @@ def test_a_small_step_uses_one_thread(cache, compiled_again):
     assert compiled_again == [] and threads_of_steps(cache) == [1]
 
 
-def test_a_large_step_uses_all_threads(cache, monkeypatch):
+@contextmanager
+def few_calls_within_calls(count):
+    """Functions may call others, or themselves, `count` deep from here on."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack()) + count)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def test_a_large_step_uses_all_threads_and_as_many_calls_within_calls_as_it_needs(cache, monkeypatch):
+    """The compiler plans memory by a recursion: with four layers of two levels it went beyond Python's
+    limit of 1,000."""
     monkeypatch.setattr(compiled_step, "FEW_WEIGHTS", 0)
-    with use_threads(2):
+    with use_threads(2), few_calls_within_calls(100):
         check_logits(6)
     assert threads_of_steps(cache) == [1, 2]
 
