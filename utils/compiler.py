@@ -12,17 +12,13 @@ from utils.errors import UserError
 
 TOOLS = {"cuda": "a C compiler (gcc, clang or $CC)"}  # by type of device; Triton needs one to start its kernels
 CPU_TOOL = "a C++ compiler (g++, clang++ or $CXX)"
-DEEPEST = 20_000  # calls within calls
 
 
 @contextmanager
-def deep_recursion() -> Generator[None]:
-    """Within, functions may call themselves more often than Python's limit of 1,000 allows.
-
-    PyTorch's compiler does so when it plans the memory of a function, several times for each intermediate result.
-    """
+def recursion_limit(calls: int) -> Generator[None]:
+    """Within, so many calls may be within one another. Python allows 1,000."""
     before = sys.getrecursionlimit()
-    sys.setrecursionlimit(max(before, DEEPEST))
+    sys.setrecursionlimit(calls)
     try:
         yield
     finally:

@@ -23,7 +23,7 @@ from model.generation.cache import Cache, map_tensors
 from model.generation.operations import REPLACED
 from model.generation.static import static_step
 from model.transformer import HierarchicalTransformer
-from utils.compiler import deep_recursion
+from utils.compiler import recursion_limit
 from utils.errors import UserError
 from utils.files import cache_folder, read_json, replace, sha256
 from utils.terminal import warn
@@ -45,6 +45,9 @@ COMPILER = {
 # other (benchmarks/LOG.md).
 FEW_WEIGHTS = 1 << 21
 FEW_PRODUCTS = 1 << 23
+
+# The compiler plans memory by a function that calls itself several times for each intermediate result.
+MANY_CALLS = 20_000
 
 # The files of a compiled step: the library; and its checksum, the indices of the inputs that it takes, and how many
 # threads it computes with.
@@ -152,7 +155,7 @@ def compile_step(step: Step, inputs: list[Tensor], folder: Path) -> None:
         weights = dict(zip(names, inputs[count:], strict=True))
         return torch.func.functional_call(step, weights, inputs[:count])
 
-    with torch.inference_mode(False), torch.no_grad(), deep_recursion(), warnings.catch_warnings():
+    with torch.inference_mode(False), torch.no_grad(), recursion_limit(MANY_CALLS), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PyTorch warns that it calls old functions of its own
         like = [torch.empty_like(t) if t.is_inference() else t for t in inputs]  # those cannot be traced
         traced = make_fx(function, REPLACED, tracing_mode="fake", _allow_non_fake_inputs=True)(*like)

@@ -3,8 +3,6 @@
 import inspect
 import json
 import shutil
-import sys
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,6 +12,7 @@ from model.generation.cache import Cache
 from model.generation.prepare import prepare_for_generation
 from tests.model.generation.test_cache import in_pieces
 from tests.model.test_transformer import build
+from utils.compiler import recursion_limit
 from utils.threads import use_threads
 
 TINY = {"dim": 8, "heads": 1, "dim_head": 4, "depth": 1, "seq_len": 8}
@@ -118,22 +117,10 @@ def test_a_small_step_uses_one_thread(cache, compiled_again):
     assert compiled_again == [] and threads_of_steps(cache) == [1]
 
 
-@contextmanager
-def few_calls_within_calls(count):
-    """Functions may call others, or themselves, `count` deep from here on."""
-    before = sys.getrecursionlimit()
-    sys.setrecursionlimit(len(inspect.stack()) + count)
-    try:
-        yield
-    finally:
-        sys.setrecursionlimit(before)
-
-
 def test_a_large_step_uses_all_threads_and_as_many_calls_within_calls_as_it_needs(cache, monkeypatch):
-    """The compiler plans memory by a recursion: with four layers of two levels it went beyond Python's
-    limit of 1,000."""
+    """With four layers of two levels it needed more than the 1,000 that Python allows."""
     monkeypatch.setattr(compiled_step, "FEW_WEIGHTS", 0)
-    with use_threads(2), few_calls_within_calls(100):
+    with use_threads(2), recursion_limit(len(inspect.stack()) + 100):
         check_logits(6)
     assert threads_of_steps(cache) == [1, 2]
 
