@@ -54,7 +54,7 @@ AT_A_STEP, WHILE_WRITING = "at a random step", "while a checkpoint is being writ
     ("launcher", "kills"),
     [
         (LAUNCH, (AT_A_STEP, WHILE_WRITING, AT_A_STEP, WHILE_WRITING)),
-        (LAUNCH_TWO, (AT_A_STEP, WHILE_WRITING)),
+        (LAUNCH_TWO, (AT_A_STEP, WHILE_WRITING, WHILE_WRITING)),
     ],
     ids=["1 process", "2 processes"],
 )
