@@ -56,10 +56,11 @@ lint: environment
 	$(call run,ruff format --check .)
 	$(call run,ty check)
 
-## bench        measure training speed next to other implementations
+## bench        measure the speed of training and generation, next to other implementations and the machine's limits
 bench: environment
 	$(INSTALL_DEV)
-	$(call run,python -m benchmarks.speed.throughput --rounds 3)
+	$(call run,python -m benchmarks.speed.throughput --rounds 3 --compile)
+	$(call run,python -m benchmarks.speed.generation)
 
 # Create .venv if no environment is active, and check the version of its Python.
 environment:
