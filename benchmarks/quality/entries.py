@@ -61,8 +61,8 @@ UNITS = preset("quickstart")  # layers over units of eight bytes, and one of the
 # What `benchmarks.quality.frontier` races: our own models, by contender and size, with their arguments in addition to
 # those of SHARED. Three sizes of each contender. Within minutes small ones win (benchmarks/LOG.md).
 FRONTIER_SIZES: dict[tuple[str, str], dict[str, Any]] = {
-    ("flat", "128 × 1"): SMALL_FLAT | {"depth": 1},
     ("flat", "128 × 2"): SMALL_FLAT | {"depth": 2},
+    ("flat", "128 × 2, ff 4"): SMALL_FLAT | {"depth": 2, "ff_mult": 4},
     ("flat", "128 × 3"): SMALL_FLAT | {"depth": 3},
     ("hierarchical", "128 × 1, 1"): UNITS | {"depth": ((1,), (0,)), "merge_layers": (0,)},
     ("hierarchical", "128 × 2, 1"): UNITS | {"depth": ((2,), (0, 1)), "merge_layers": (1,)},
