@@ -47,7 +47,7 @@ def increasing(low: int) -> Check:
 
 DEEPEST = 10_000  # layers
 DEPTH = Check(
-    f"1 to {DEEPEST:,} layers, or a list of which, such as [0, 5]",
+    f"1 to {DEEPEST:,} layers, or a list of their indices for each level, such as [[0, 5], [1, 2]]",
     lambda value: within(1, DEEPEST).fits(value) or (is_increasing(value, 0) and bool(value) and value[-1] < DEEPEST),
 )
 WIDEST_HEAD = 65_536

@@ -23,6 +23,7 @@ compiled_flex_attention = torch.compile(blocked_attention)
 
 @torch.compiler.disable  # Inductor takes a block mask as an input, and fails where it sees one made
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # what generation makes may be used in training next
 def window_blocks(n: int, window: int, device: torch.device) -> flex.BlockMask:
     """Which blocks of keys each block of queries can see, for n tokens and a window; cached for later steps.
 

@@ -3,7 +3,7 @@
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 
-from huggingface_hub import ModelCard, PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 from yaml import YAMLError
 
@@ -47,7 +47,10 @@ class HubModel(PyTorchModelHubMixin, library_name=LIBRARY, tags=TAGS):
         with redirect_stdout(None):
             model = super()._from_pretrained(model_id=model_id, strict=strict, **kwargs)
 
-        readme = Path(model_id, "README.md") if Path(model_id).is_dir() else model_id
+        readme = Path(model_id, "README.md")
         with suppress(EntryNotFoundError, ValueError, YAMLError):  # there is no card, or something else
-            model.card = ModelCard.load(readme, token=kwargs["token"]).content
+            if not Path(model_id).is_dir():
+                where = {name: kwargs[name] for name in ("revision", "cache_dir", "local_files_only", "token")}
+                readme = hf_hub_download(model_id, "README.md", **where)
+            model.card = ModelCard.load(readme).content
         return model

@@ -12,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.matches import NON_NEGATIVE, MatchModel, read_words
+from model.matches import NON_NEGATIVE, MatchModel, letters, read_words
+from model.ngrams import FACTOR, MIX
+
+HASHING = (FACTOR, MIX, letters(torch.arange(256)).numpy())  # what hashes are made of, for the loops
 
 
 @dataclass
@@ -50,10 +53,10 @@ class MatchIndex:
         add_text(new.numpy(), place, *self.arrays(model), found)
         return torch.from_numpy(found).flatten(2).transpose(0, 1).to(ids.device)  # (b n context·k)
 
-    def arrays(self, model: MatchModel) -> tuple[np.ndarray, ...]:
-        """What the loops take: the contexts of a model, and views of the tensors."""
+    def arrays(self, model: MatchModel) -> tuple:
+        """What the loops take: how contexts are hashed, those of a model, and views of the tensors."""
         tensors = (self.ids, self.hashed, self.starts, self.earlier, self.latest, self.words)
-        return *model.arrays, *(t.numpy() for t in tensors)
+        return HASHING, *model.arrays, *(t.numpy() for t in tensors)
 
     def make_static(self, model: MatchModel) -> Callable[[Tensor, int], None]:
         """A function like `add` for the next byte of each row (b 1), which puts what it finds into `found`.

@@ -1,7 +1,9 @@
 """The loops of `MatchIndex.add`, compiled by Numba.
 
 A few steps for each context, where operations on tensors, which cannot stop early, would take thousands. Arrays are
-those of `MatchIndex`. Integers have 64 bits and wrap around.
+those of `MatchIndex`. `hashing` holds the factors of hashes and each byte's letter in lower case, 0 for a gap. They are
+arguments, because code that Numba keeps on the disk would not notice a change of them. Integers have 64 bits and wrap
+around.
 
 An index of many rows is larger than a core's cache, and reading from memory takes longer than the loops. So they read
 for all contexts of all rows before they wait for what they have read, with no branch that depends on it. The simple
@@ -14,17 +16,13 @@ version takes one context after another:
 """
 
 import numpy as np
-import torch
 
-from model.matches import NON_NEGATIVE, letters
-from model.ngrams import FACTOR, MIX
+from model.matches import NON_NEGATIVE
 from utils.loops import compiled
-
-LETTERS = letters(torch.arange(256)).numpy()  # by byte: its letter in lower case, 0 for a gap
 
 
 @compiled
-def add_bytes(new, place, orders, word_counts, ids, hashed, starts, earlier, latest, words, found):
+def add_bytes(new, place, hashing, orders, word_counts, ids, hashed, starts, earlier, latest, words, found):
     """Add the byte at `place` of each row, `new` (b), and write what followed its contexts to `found` (b context k)."""
     rows, contexts, slots = hashed.shape
     own_slot = place % slots
@@ -32,8 +30,10 @@ def add_bytes(new, place, orders, word_counts, ids, hashed, starts, earlier, lat
     start = np.empty((rows, contexts), dtype=np.int64)
     for row in range(rows):
         ids[row, own_slot] = new[row]
-        read_ngrams(place, own_slot, orders, ids[row], context[row], start[row])
-        read_words(new[row], place, word_counts, words[row], context[row, len(orders) :], start[row, len(orders) :])
+        read_ngrams(place, own_slot, hashing, orders, ids[row], context[row], start[row])
+        read_words(
+            new[row], place, hashing, word_counts, words[row], context[row, len(orders) :], start[row, len(orders) :]
+        )
 
     # Find earlier ones in the chain of their bucket.
     bucket = context % slots
@@ -53,15 +53,18 @@ def add_bytes(new, place, orders, word_counts, ids, hashed, starts, earlier, lat
 
 
 @compiled
-def add_text(new, place, orders, word_counts, ids, hashed, starts, earlier, latest, words, found):
+def add_text(new, place, hashing, orders, word_counts, ids, hashed, starts, earlier, latest, words, found):
     """Add the bytes from `place` on of each row, `new` (n b), one after another: `found` is (n b context k)."""
     for t in range(len(new)):
-        add_bytes(new[t], place + t, orders, word_counts, ids, hashed, starts, earlier, latest, words, found[t])
+        add_bytes(
+            new[t], place + t, hashing, orders, word_counts, ids, hashed, starts, earlier, latest, words, found[t]
+        )
 
 
 @compiled
-def read_ngrams(place, own_slot, orders, ids, context, start):
+def read_ngrams(place, own_slot, hashing, orders, ids, context, start):
     """The hash and the first byte of each n-gram that ends at `place`, as `matches.ngram_contexts` says."""
+    factor, _, _ = hashing
     slot = own_slot
     ngram = np.int64(ids[slot])
     order = 1
@@ -69,17 +72,18 @@ def read_ngrams(place, own_slot, orders, ids, context, start):
         while order < orders[i]:
             slot = (slot if slot > 0 else len(ids)) - 1
             order += 1
-            ngram = (ngram * FACTOR + ids[slot] + order) & NON_NEGATIVE
+            ngram = (ngram * factor + ids[slot] + order) & NON_NEGATIVE
         context[i] = ngram
         start[i] = place - order + 1
 
 
 @compiled
-def read_words(byte, place, word_counts, words, context, start):
+def read_words(byte, place, hashing, word_counts, words, context, start):
     """The hash and the first byte of each context of words, as `matches.word_contexts` says."""
-    letter = LETTERS[byte] if byte < len(LETTERS) else byte
+    factor, mix, letters = hashing
+    letter = letters[byte] if byte < len(letters) else byte
     if letter > 0:
-        words[0, 1] = (words[0, 1] * FACTOR + letter) & NON_NEGATIVE
+        words[0, 1] = (words[0, 1] * factor + letter) & NON_NEGATIVE
     else:
         begin_gap(place, words)
     word = words[0, 1] if letter > 0 else (-byte - 1) & NON_NEGATIVE
@@ -87,7 +91,7 @@ def read_words(byte, place, word_counts, words, context, start):
     for i in range(len(word_counts)):
         while count < word_counts[i]:
             count += 1
-            word = (word * MIX + words[count, 1]) & NON_NEGATIVE
+            word = (word * mix + words[count, 1]) & NON_NEGATIVE
         context[i] = word
         start[i] = words[count, 0]
 

@@ -1,5 +1,6 @@
 """Rotary positions: queries and keys are rotated by angles that grow with position, so scores depend on distance."""
 
+from collections.abc import Callable
 from math import pi
 
 import torch
@@ -22,7 +23,7 @@ class Rotary(nn.Module):
     scale: Tensor
     xpos_exponent: Tensor
 
-    def __init__(self, heads: int, kv_heads: int, dim_head: int, xpos: bool = False, theta: float = 10_000.0):
+    def __init__(self, heads: int, kv_heads: int, dim_head: int, xpos: bool = False):
         super().__init__()
         self.xpos = xpos
         channel = torch.arange(0, dim_head, 2, dtype=torch.float32).repeat(2)
@@ -31,7 +32,7 @@ class Rotary(nn.Module):
         phase = torch.tensor([[0.0, 0.0], [pi / 2, -pi / 2]]).repeat_interleave(dim_head // 2, dim=1)
         exponent = torch.tensor([1.0] * heads + [-1.0] * kv_heads) / XPOS_SCALE_BASE
 
-        self.register_buffer("inverse_frequency", theta ** (-channel / dim_head), persistent=False)
+        self.register_buffer("inverse_frequency", 10_000.0 ** (-channel / dim_head), persistent=False)
         self.register_buffer("phase", rearrange(phase, "t d -> t 1 1 1 d"), persistent=False)
         self.register_buffer("scale", (channel + 0.4 * dim_head) / (1.4 * dim_head), persistent=False)
         self.register_buffer("xpos_exponent", rearrange(exponent, "h -> h 1 1"), persistent=False)
@@ -48,6 +49,16 @@ class Rotary(nn.Module):
         if not self.xpos:
             return cos_sin
         return cos_sin * self.scale ** (self.xpos_exponent * (positions - origin))
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> "Rotary":
+        """Move the tables with the model, and keep them in float32 if it is cast: far positions need the digits."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)
+        for name, table in before.items():
+            moved = getattr(self, name)
+            if moved.dtype.itemsize < table.dtype.itemsize:
+                setattr(self, name, table.to(moved.device))
+        return self
 
     def rescale_factor(self, distance: int) -> Tensor:
         """The factor (d) that moves keys with xPos from one origin to another, `distance` tokens later."""

@@ -75,7 +75,7 @@ class TextUnits:
 
     runs = True
 
-    def ends(self) -> Tensor:
+    def ends(self, device: torch.device) -> Tensor:
         """The last byte of each unit: (b k), or (1 k) if it is the same in all rows."""
         raise NotImplementedError
 
@@ -160,8 +160,8 @@ class StrideUnits(TextUnits):
             return units
         return repeat(units, "b k d -> b (k s) d", s=self.stride)[:, : self.n]
 
-    def ends(self) -> Tensor:
-        return torch.arange(self.count)[None] * self.stride
+    def ends(self, device: torch.device) -> Tensor:
+        return torch.arange(self.count, device=device)[None] * self.stride
 
     def latest_at(self, byte: Tensor) -> Tensor:
         return byte // self.stride
@@ -232,7 +232,7 @@ def align(tokens: Tensor, source: Units, target: Units) -> Tensor:
             return repeated[:, : target.count]
         if target.stride % source.stride == 0:
             return tokens[:, :: target.stride // source.stride]
-    ends = target.ends().to(tokens.device).expand(len(tokens), -1)
+    ends = target.ends(tokens.device).expand(len(tokens), -1)
     return pick(tokens, source.latest_at(ends))
 
 

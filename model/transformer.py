@@ -323,10 +323,9 @@ class Level(nn.Module):
         """Cosines and sines of the positions of tokens in their chains."""
         device = self.rotary.inverse_frequency.device
         if isinstance(units, Step):
-            index = torch.as_tensor(units.index, device=device).reshape(-1, 1)
+            index = as_column(units.index, device)
         else:
-            before = torch.as_tensor(units.before, device=device).reshape(-1, 1)
-            index = (before + torch.arange(units.count, device=device)) // self.chains
+            index = (as_column(units.before, device) + torch.arange(units.count, device=device)) // self.chains
         if not self.rotary.xpos:
             return self.rotary(index)
 
@@ -365,6 +364,13 @@ class Level(nn.Module):
             return tokens
         block_cache = None if level_cache is None else level_cache.blocks.setdefault(layer, BlockCache())
         return self.blocks[str(layer)](tokens, cos_sin, block_cache, None if block_cache is None else units)
+
+
+def as_column(number: int | Tensor, device: torch.device) -> Tensor:
+    """A number, or one for each row (b), as a tensor (1 1) or (b 1)."""
+    if isinstance(number, Tensor):
+        return number.to(device)[:, None]
+    return torch.full((1, 1), number, device=device)  # not a copy of a tensor on the CPU, which a GPU would wait for
 
 
 def step_of_rows(units: list[int | None], device: torch.device) -> Step:

@@ -149,8 +149,8 @@ class WordUnits(TextUnits):
     def up(self, units: Tensor) -> Tensor:
         return pick(units, self.latest)
 
-    def ends(self) -> Tensor:
-        return self.end_of_unit
+    def ends(self, device: torch.device) -> Tensor:
+        return self.end_of_unit.to(device)
 
     def latest_at(self, byte: Tensor) -> Tensor:
         return self.latest.gather(1, byte)

@@ -19,9 +19,12 @@ from training.parallel import prepare_process, raised_by_all
 from training.threads import are_threads_given
 from utils.errors import UserError
 from utils.files import read_json, write_text
+from utils.terminal import warn
 
-MARGIN = 0.1  # the usual option is left for one that is faster by this share of its time,
-LEAST_GAIN = 1.0  # and by so many milliseconds: less would be chance, and would not matter
+# Another option replaces the usual one only if it saves this share of the time, and this many milliseconds. Less would
+# be chance, and would not matter.
+MARGIN = 0.1
+LEAST_GAIN = 1.0
 
 
 def in_words(option: str) -> str:
@@ -60,6 +63,8 @@ class Choices:
     """threads of each process, on a CPU"""
     most_threads: int
     """threads that each process could have had"""
+    device: str
+    """what they were made on: cpu, mps, or the name of a GPU"""
 
     def settle(self, config: Config) -> Config:
         """A config with these choices in the place of "auto"."""
@@ -93,14 +98,23 @@ def make_choices(config: Config) -> Choices:
 
 def choose(config: Config, device: torch.device, before: Choices | None) -> Choices:
     """What `make_choices` does, on one process, after the choices that the run made before."""
+    name = name_of(device)
+    if before is not None and before.device != name:
+        warn(f"this run chose how to compute on {before.device}, so it chooses anew on {name}")
+        before = None
     precision = choose_precision(config, device, before)
     muon = choose_muon(config, device, before)
     threads = choose_threads(config, device, precision.option, before)
-    return Choices(precision, muon, threads, torch.get_num_threads())
+    return Choices(precision, muon, threads, torch.get_num_threads(), name)
+
+
+def name_of(device: torch.device) -> str:
+    """The name of a GPU, or else the kind of a device: other GPUs have other precisions."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def choose_precision(config: Config, device: torch.device, before: Choices | None) -> Choice:
-    """Of the setting, or else what `accelerate launch` was told, or else the faster one of float32 and bfloat16."""
+    """The setting, else what `accelerate launch` was told, else the faster one of float32 and bfloat16."""
     if config.train.mixed_precision != "auto":
         return Choice(config.train.mixed_precision)
     told = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
@@ -121,7 +135,7 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def choose_muon(config: Config, device: torch.device, before: Choices | None) -> Choice:
-    """Of the setting, or else bfloat16 on a GPU, and the faster one on a CPU."""
+    """The setting, else bfloat16 on a GPU, and the faster one on a CPU."""
     if config.train.optimizer != "muon":
         return Choice("no")
     if config.train.muon_precision != "auto":
@@ -134,7 +148,7 @@ def choose_muon(config: Config, device: torch.device, before: Choices | None) ->
 
 
 def choose_threads(config: Config, device: torch.device, precision: str, before: Choices | None) -> Choice:
-    """As many as the user gave. Else all that there are for a process, or fewer if that is faster.
+    """As many as the user gave, else all that there are for a process, or fewer if that is faster.
 
     A resume chooses again if there are more or fewer of them than before.
     """
@@ -166,8 +180,9 @@ def read_choices(run_dir: Path) -> Choices | None:
         return None
     try:
         kept = dict(read_json(path))
-        most_threads = kept.pop("most_threads")
-        return Choices(**{name: Choice(**choice) for name, choice in kept.items()}, most_threads=int(most_threads))
+        most_threads, device = int(kept.pop("most_threads")), str(kept.pop("device"))
+        choices = {name: Choice(**choice) for name, choice in kept.items()}
+        return Choices(**choices, most_threads=most_threads, device=device)
     except (UserError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} cannot be read ({error}); delete the file to measure again") from error
 

@@ -162,8 +162,8 @@ def create_optimizer_state(model: nn.Module, optimizer: AcceleratedOptimizer) ->
 def wrap_blocks(model: nn.Module, compiling: bool, checkpointing: bool = False) -> None:
     """Compile a model's blocks and merges for training, and recompute the blocks in the backward pass.
 
-    Evaluation uses other shapes, and runs them uncompiled. Accelerate's regional compilation does not fit: it needs
-    all blocks in one list.
+    Linear merges are too small to gain. Evaluation uses other shapes, and runs uncompiled. Accelerate's regional
+    compilation does not fit: it needs all blocks in one list.
     """
     modules = [module for module in model.modules() if isinstance(module, Block | Merge)]
     if compiling:  # PyTorch compiles a method for 8 kinds of modules by default, and leaves other kinds uncompiled

@@ -110,8 +110,11 @@ def train_step(trainer: Trainer, step: int) -> StepResult:
             share = value / config.gradient_accumulation_steps
             totals[name] = totals[name] + share if name in totals else share
 
-    # -- the gradient's norm, before it is clipped; 0 in the config means no clipping
-    norm = full_tensor(accelerator.clip_grad_norm_(parameters_but_tables(trainer.model), config.grad_clip or inf))
+    # -- the gradient's norm, before it is clipped; 0 in the config means no clipping. Of a sharded model's parameters,
+    #    Accelerate's own function would unscale the gradients of fp16 twice, unless they are all of them
+    accelerator.unscale_gradients()
+    parameters = parameters_but_tables(trainer.model)
+    norm = full_tensor(nn.utils.clip_grad_norm_(parameters, config.grad_clip or inf))
 
     # -- one exchange between processes for everything that they must agree on
     signal = trainer.stop_signal

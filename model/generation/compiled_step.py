@@ -9,10 +9,13 @@ models of one config share a library, and a later process only loads it.
 
 import hashlib
 import json
+import os
 import platform
 import shutil
+import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -53,6 +56,8 @@ MANY_CALLS = 20_000
 # threads it computes with.
 LIBRARY = "step.so"
 ABOUT = "step.json"
+
+UNUSED = 30 * 24 * 3600  # seconds after which a step that nobody loads is deleted
 
 
 class Step(nn.Module):
@@ -130,7 +135,9 @@ def load_or_compile(step: Step, inputs: list[Tensor], phase: tuple) -> CompiledS
     folder = cache_folder("compiled-steps") / key_of(step, inputs, phase, threads)
     if folder.exists():
         try:
-            return CompiledStep(folder)
+            compiled = CompiledStep(folder)
+            note_use(folder)
+            return compiled
         except UserError as error:
             warn(f"{error}, so this step is compiled again")
             shutil.rmtree(folder, ignore_errors=True)
@@ -180,7 +187,7 @@ def key_of(step: Step, inputs: list[Tensor], phase: tuple, threads: int) -> str:
         source.update(path.read_bytes())
     values = [
         [(list(t.shape), t.stride(), str(t.dtype)) for t in inputs],
-        [list(phase), step.model.config.to_dict(), COMPILER, threads],
+        [list(phase), step.model.config.to_dict(), step.model.training, COMPILER, threads],
         [source.hexdigest(), torch.__version__, cpu_features()],
     ]
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:16]
@@ -202,6 +209,7 @@ def keep(compiled: Path, folder: Path) -> None:
         OSError: if that is impossible.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    delete_unused(folder.parent)
     with TemporaryDirectory(dir=folder.parent, prefix=".writing-", ignore_cleanup_errors=True) as temporary:
         copy = Path(temporary) / folder.name
         copy.mkdir()
@@ -209,3 +217,17 @@ def keep(compiled: Path, folder: Path) -> None:
             shutil.copyfile(compiled / name, copy / name)
         if not folder.exists():  # another process may have been faster
             replace(copy, folder)
+
+
+def note_use(folder: Path) -> None:
+    """Set the time of a step's folder to now, if the cache may be written to."""
+    with suppress(OSError):
+        os.utime(folder)
+
+
+def delete_unused(cache: Path) -> None:
+    """Delete steps that nobody has loaded for a month, such as those of older code, and what killed processes left."""
+    for folder in cache.iterdir():
+        with suppress(OSError):  # another process may delete it, too
+            if time.time() - folder.stat().st_mtime > UNUSED:
+                shutil.rmtree(folder)

@@ -17,6 +17,7 @@ from model.generation.compiled_step import CompiledStep, Step, load_or_compile
 from model.generation.static import make_static, read_next_bytes, static_step
 from model.segments import FixedStride
 from model.transformer import HierarchicalTransformer
+from model.words import WordEnds
 
 MOST_RECORDINGS = 64  # with strides such as 5, 7 and 9, all levels come round together only after 315 bytes
 
@@ -33,9 +34,10 @@ class StepRecorder:
         self.model = model
         self.forward = model.forward
         self.levels = model.config.levels
-        self.compiled: dict[tuple, CompiledStep] = {}  # by stride phase and rows, for all caches
+        self.compiled: dict[tuple, CompiledStep] = {}  # by stride phase and inputs, for all caches
 
         phases = lcm(*(level.compression for level in self.levels if isinstance(level.segments, FixedStride)))
+        phases *= 2 ** sum(isinstance(level.segments, WordEnds) for level in self.levels)  # each runs or does not
         self.can_record = not model.config.rotary_xpos and phases <= MOST_RECORDINGS
 
     def __call__(self, ids: Tensor, return_loss: bool = False, cache: Cache | None = None) -> Tensor | tuple:
@@ -90,7 +92,7 @@ class StepRecorder:
         inputs = [ids.contiguous(), *state, *step.weights().values()]
 
         phase = self.stride_phase(cache)
-        known = (*phase, len(ids))
+        known = (phase, self.model.training, *((t.shape, t.dtype) for t in inputs))
         if known not in self.compiled:
             self.compiled[known] = load_or_compile(step, inputs, phase)
         return self.compiled[known].bind(inputs)

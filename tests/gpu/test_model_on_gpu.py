@@ -54,6 +54,18 @@ def loss_and_gradients(model, ids):
     return loss.detach().cpu(), gradients
 
 
+@pytest.mark.parametrize("strides", [(1, 4), (1, 2, 3)], ids=str)
+def test_a_training_step_does_not_wait_for_the_gpu(strides):
+    model = build({"dim": 32, "depth": 1, "seq_len": 64, "dim_head": 16, "hierarchies": strides}).cuda()
+    ids = torch.randint(0, 256, (2, 65), device="cuda")
+    model(ids, return_loss=True)[0].backward()  # libraries are loaded, and block masks are made
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        model(ids, return_loss=True)[0].backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def check_cache(model, ids, prefill, atol):
     """Assert that a prefill of that length, followed by single bytes, gives the logits of one full pass over ids."""
     with torch.inference_mode():

@@ -93,12 +93,15 @@ def test_muon_lowers_the_loss(run):
     assert losses(run_dir)[-1] < losses(run_dir)[0] - 1
 
 
-@pytest.mark.parametrize("name", ["single_gpu", "ddp", "fsdp2"])
-def test_launch_configs_train_on_one_gpu(run, float32_run, name):
+@pytest.mark.parametrize(
+    ("name", "option", "precision"),
+    [("single_gpu", "auto", "bf16"), ("ddp", "auto", "bf16"), ("fsdp2", "auto", "bf16"), ("fsdp2", "fp16", "fp16")],
+)
+def test_launch_configs_train_on_one_gpu(run, float32_run, name, option, precision):
     config = ROOT / "configs" / "accelerate" / f"{name}.yaml"
     launcher = (*LAUNCH, "--config_file", str(config), "--num_processes", "1", "--main_process_port", "0")
-    run_dir, done = run(f"gpu-by-{name}", "--train.mixed_precision=auto", launcher=launcher)
-    assert "precision   bf16" in done.stdout
+    run_dir, done = run(f"gpu-by-{name}-{option}", f"--train.mixed_precision={option}", launcher=launcher)
+    assert f"precision   {precision}" in done.stdout
     np.testing.assert_allclose(losses(run_dir), losses(float32_run), atol=0.05)
     assert (run_dir / "model" / "model.safetensors").is_file()
 

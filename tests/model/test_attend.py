@@ -143,6 +143,14 @@ def test_flex_attention_has_the_same_window_as_plain_attention(n, window, kind):
     torch.testing.assert_close(out, plain, atol=1e-5, rtol=0)
 
 
+def test_blocks_made_in_inference_mode_may_be_used_in_training():
+    n = 270  # of no other test, as blocks are cached
+    with torch.inference_mode():
+        blocks = window_blocks(n, 30, torch.device("cpu"))
+    tensors = [blocks.kv_num_blocks, blocks.kv_indices]
+    assert not any(tensor.is_inference() for tensor in tensors)
+
+
 def test_flex_attention_compiles_with_its_cached_blocks():
     for n in (200, 330):
         q, k, v = (torch.randn(1, 2, n, 16) for _ in range(3))

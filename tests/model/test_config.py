@@ -27,7 +27,7 @@ ILLEGAL = [
     ({"depth": (1, 2)}, r"depth: got \[1, 2\]"),
     ({"depth": 2, "attn_depth": 3}, "attn_depth: got 3, allowed: null, or 1 to 2"),
     ({"attn_depth": 0}, "attn_depth: got 0, allowed: null, or at least 1"),
-    ({"depth": [[2, 0]]}, r"depth: got \[\[2, 0\]\], allowed: 1 to 10,000 layers, or a list of which"),
+    ({"depth": [[2, 0]]}, r"depth: got \[\[2, 0\]\], allowed: 1 to 10,000 layers, or a list of their indices"),
     ({"depth": [[]]}, r"depth: got \[\[\]\]"),
     ({"depth": [[0, 10**4]]}, r"depth: got \[\[0, 10000\]\]"),
     ({"depth": [[0, 2]], "attn_depth": 3}, "attn_depth: got 3, allowed: null, or 1 to 2"),

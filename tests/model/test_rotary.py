@@ -32,3 +32,11 @@ def test_xpos_scores_decay_with_distance():
 def test_rotation_keeps_the_dtype():
     table = Rotary(1, 1, 8)(torch.arange(3)[None])
     assert rotate(torch.ones(1, 2, 3, 8, dtype=torch.bfloat16), table).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("xpos", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_cast_model_keeps_the_precision_of_its_positions(dtype, xpos):
+    far = torch.arange(100_000, 100_040)[None]
+    table = Rotary(1, 1, 64, xpos)(far, origin=100_000)
+    torch.testing.assert_close(Rotary(1, 1, 64, xpos).to(dtype)(far, origin=100_000).float(), table, rtol=0, atol=1e-6)

@@ -85,6 +85,18 @@ def test_a_resume_computes_as_before_even_if_a_new_measurement_would_choose_othe
     assert losses(workplace / "one-go") == losses(workplace / "two-goes")
 
 
+def test_a_resume_on_another_device_chooses_anew(measured, train_here, workplace):
+    measured("bf16")
+    train_here("elsewhere", *AUTO, "--train.max_steps=5")
+    path = workplace / "elsewhere" / "machine.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"device": "NVIDIA H200"}))
+    measured("no")
+    printed = train_here("elsewhere", "--resume", "--train.max_steps=6")
+    assert "precision   float32 (measured: 20 ms with float32, 40 ms with bf16)" in printed
+    kept = read_choices(workplace / "elsewhere")
+    assert kept is not None and kept.device == "cpu"
+
+
 def test_a_resume_may_force_another_precision(measured, train_here, workplace):
     measured("bf16")
     train_here("to-float32", *AUTO, "--train.max_steps=5")
@@ -135,7 +147,7 @@ def test_threads_are_measured_where_nobody_gave_a_number(monkeypatch, workplace)
 
         # A resume takes those from before, if it could have as many now.
         some = Choice("2", {"4": 3.0, "2": 1.0})
-        before = choices.Choices(Choice("no"), Choice("no"), some, most_threads=4)
+        before = choices.Choices(Choice("no"), Choice("no"), some, most_threads=4, device="cpu")
         assert choices.choose_threads(config, device, "no", before) == some
     with use_threads(2):
         assert list(choices.choose_threads(config, device, "no", before).milliseconds) == ["2", "1"]

@@ -2,7 +2,9 @@
 
 import inspect
 import json
+import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -103,6 +105,37 @@ def test_what_a_step_depends_on_is_compiled_anew(config, rows, options, cache, m
     prepare_for_generation(model, compiled=True)
     with pytest.raises(Compiles):
         in_pieces(model, torch.zeros(rows, 12, dtype=torch.long), 5)
+
+
+@pytest.mark.parametrize("change", [torch.nn.Module.bfloat16, torch.nn.Module.train], ids=["dtype", "training"])
+def test_a_model_that_changed_does_not_use_the_steps_of_before(change, cache, monkeypatch):
+    model = build(TINY)
+    prepare_for_generation(model, compiled=True)
+    ids = torch.zeros(1, 12, dtype=torch.long)
+    in_pieces(model, ids, 5)
+
+    def compile_step(*args):
+        raise Compiles
+
+    monkeypatch.setattr(compiled_step, "compile_step", compile_step)
+    in_pieces(model, ids, 5)
+    change(model)
+    with pytest.raises(Compiles):
+        in_pieces(model, ids, 5)
+
+
+def test_steps_that_nobody_used_for_a_month_are_deleted(cache, compiled_again):
+    (used,) = cache.iterdir()
+    unused, new, half_written = cache / "unused", cache / "new", cache / ".writing-killed"
+    for folder in (unused, new, half_written):
+        shutil.copytree(used, folder)
+    long_ago = time.time() - compiled_step.UNUSED - 60
+    for folder in (unused, used, half_written):
+        os.utime(folder, (long_ago, long_ago))
+
+    check_logits(7)  # loads a step
+    compiled_step.keep(used, cache / "next")
+    assert set(cache.iterdir()) == {used, new, cache / "next"}
 
 
 def threads_of_steps(cache):
