@@ -10,7 +10,8 @@ from model.matches import MatchModel
 from model.ngrams import ngram_buckets
 from model.tables import HashTables, Tables
 
-FEW = 8  # up to an eighth of the match model's reach, it is faster to add bytes to an index than to sort contexts
+# Up to this share of the match model's reach, it is faster to add bytes to an index than to sort contexts.
+INDEXED_SHARE = 1 / 8
 
 
 class ByteEmbedding(nn.Module):
@@ -67,7 +68,7 @@ class ByteEmbedding(nn.Module):
         if cache.is_empty:
             cache.matches = index_text(self.match_model, ids)
             return self.match_model(ids)
-        if ids.shape[1] > max(1, self.match_model.max_distance // FEW):
+        if ids.shape[1] > max(1, INDEXED_SHARE * self.match_model.max_distance):
             return self.find_matches_of_many(ids, cache)
         self.index_matches(cache)
         assert cache.matches is not None
@@ -82,11 +83,13 @@ class ByteEmbedding(nn.Module):
             before = cache.matches.latest_bytes(cache.length).to(ids.device)
         assert before is not None
         text = torch.cat((before, ids), dim=1)
-        cache.matches, cache.to_index = None, text[:, -self.match_model.max_distance :]
+        cache.matches = None
+        cache.to_index = text[:, -self.match_model.max_distance :]
         return self.match_model(text)[:, -ids.shape[1] :]
 
     def index_matches(self, cache: Cache) -> None:
         """Index the text in a cache, if it is not indexed yet."""
         if cache.to_index is not None:
             first = cache.length - cache.to_index.shape[1]
-            cache.matches, cache.to_index = index_text(self.match_model, cache.to_index, first), None
+            cache.matches = index_text(self.match_model, cache.to_index, first)
+            cache.to_index = None

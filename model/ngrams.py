@@ -22,9 +22,8 @@ def ngram_hashes(ids: Tensor, orders: tuple[int, ...]) -> Iterator[Tensor]:
     longest = max(orders, default=1)
     with_zeros = F.pad(hashed, (longest - 1, 0))
     for order in range(2, longest + 1):
-        earlier = with_zeros[
-            :, longest - order : longest - order + ids.shape[1]
-        ]  # the byte order - 1 places before each
+        first = longest - order
+        earlier = with_zeros[:, first : first + ids.shape[1]]  # the byte order - 1 places before each
         hashed = hashed * FACTOR + earlier + order
         if order in orders:
             yield hashed

@@ -43,7 +43,7 @@ class Tables(nn.EmbeddingBag):
 
 
 class HashTables(Tables):
-    """Tables of which a text reads few rows often and most rows seldom, as those of n-grams are."""
+    """Tables with few frequent rows and many rare ones, such as those of n-grams."""
 
 
 class SparseSum(torch.autograd.Function):

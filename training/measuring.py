@@ -1,4 +1,4 @@
-"""How long parts of a training step take on this machine, in each way that it could compute them."""
+"""Time parts of a training step on this machine, for each way to compute them."""
 
 import time
 from collections.abc import Callable
@@ -11,6 +11,7 @@ from model import HierarchicalTransformer, ModelConfig
 from model.block import Block
 from training.config import TrainConfig
 from training.optimizer import Muon, by_shape, orthogonalise, param_groups
+from training.precisions import DTYPES
 from training.speed import synchronize
 from utils.threads import use_threads
 
@@ -18,13 +19,13 @@ SECONDS = 0.4  # how long a comparison takes, if its parts are short
 FEWEST_ROUNDS = 3
 MOST_ELEMENTS = 1 << 20  # of the tensor that is computed with: a larger one would say the same, and take long
 Calls = dict[str, Callable[[], object]]  # what is compared, by name
-DTYPES = {"no": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS = ("no", "bf16")  # what is compared
 
 
 def time_precisions(model: ModelConfig, config: TrainConfig, device: torch.device) -> dict[str, float]:
     """Milliseconds of a forward and backward pass through a block of each level, in float32 and in bfloat16."""
     run = block_passes(model, config.batch_size, device)
-    return milliseconds({precision: partial(run, precision) for precision in DTYPES}, device)
+    return milliseconds({precision: partial(run, precision) for precision in PRECISIONS}, device)
 
 
 def time_muon(model: ModelConfig) -> dict[str, float]:
@@ -35,7 +36,7 @@ def time_muon(model: ModelConfig) -> dict[str, float]:
     count = max(1, min(len(of_one_shape), MOST_ELEMENTS // of_one_shape[0].numel()))
     matrices = [torch.randn(of_one_shape[0].shape) for _ in range(count)]
     group = Muon([{"params": hidden}], lr=0.0).param_groups[0]
-    calls: Calls = {precision: partial(orthogonalise, matrices, dtype, group) for precision, dtype in DTYPES.items()}
+    calls: Calls = {name: partial(orthogonalise, matrices, DTYPES[name], group) for name in PRECISIONS}
     return milliseconds(calls, torch.device("cpu"))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from model import HierarchicalTransformer
 from training.optimizer import parameters_but_tables
 from training.parallel import full_tensor
+from training.precisions import DTYPES
 from training.speed import matmul_peak
 from training.step import StepResult
 
@@ -43,10 +44,11 @@ class SpeedMeter:
     """
 
     def __init__(self, accelerator: Accelerator, bytes_per_step: int, flops_per_byte: float):
-        self.accelerator, self.bytes_per_step, self.flops_per_byte = accelerator, bytes_per_step, flops_per_byte
-        dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-        dtype = dtypes.get(accelerator.mixed_precision, torch.float32)
-        self.peak_flops = matmul_peak(accelerator.device, dtype) * accelerator.num_processes
+        self.accelerator = accelerator
+        self.bytes_per_step = bytes_per_step
+        self.flops_per_byte = flops_per_byte
+        peak = matmul_peak(accelerator.device, DTYPES[accelerator.mixed_precision])
+        self.peak_flops = peak * accelerator.num_processes
         self.reset()
 
     def reset(self) -> None:

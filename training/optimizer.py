@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from model.tables import HashTables
 from training.config import TrainConfig
+from training.precisions import DTYPES
 
 TABLE_RATE = 3  # the rate of tables, as a multiple of the learning rate (benchmarks/LOG.md)
 SMALLEST = torch.finfo(torch.float32).tiny
-MUON_DTYPES = {"auto": torch.bfloat16, "bf16": torch.bfloat16, "no": torch.float32}  # auto: where nobody has measured
 
 
 class Muon(torch.optim.Muon):
@@ -188,13 +188,12 @@ class Combined(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        loss = None if closure is None else torch.enable_grad()(closure)()
+        assert closure is None
         for i, part in enumerate(self.parts):
             # A loaded checkpoint or a sharded model replaces state and groups, so the parts take them at each step.
             part.state = self.state
             part.param_groups = [group for group in self.param_groups if group["part"] == i]
             part.step()
-        return loss
 
 
 @dataclass
@@ -255,8 +254,8 @@ def muon(groups: ParamGroups, config: TrainConfig) -> list[torch.optim.Optimizer
     if not groups.hidden:
         return adamw(groups, config)
     hidden = {"params": groups.hidden, "weight_decay": config.weight_decay}
-    dtype = MUON_DTYPES[config.muon_precision]
-    return [Muon([hidden], config.learning_rate, dtype), *adamw(replace(groups, hidden=[]), config)]
+    precision = "bf16" if config.muon_precision == "auto" else config.muon_precision  # auto: nobody has measured
+    return [Muon([hidden], config.learning_rate, DTYPES[precision]), *adamw(replace(groups, hidden=[]), config)]
 
 
 # A new optimizer is a function, a line here and its name in `TrainConfig.optimizer`.

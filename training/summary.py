@@ -15,6 +15,7 @@ from training.checkpoints import RunState
 from training.choices import Choices, in_words
 from training.config import Config
 from training.init_from import Source, differences
+from training.precisions import DTYPES
 from training.record import Change, best_model, read_corpora
 from training.step import Trainer
 from utils.terminal import coloured, one_line, say
@@ -27,14 +28,13 @@ def print_header(config: Config, choices: Choices, trainer: Trainer, corpus: Cor
         flops: floating-point operations of a forward pass, a byte.
     """
     accelerator = trainer.accelerator
-    processes, threads = accelerator.num_processes, torch.get_num_threads()
-    in_float32 = accelerator.mixed_precision == "no"
-    dtype = torch.float32 if in_float32 else torch.bfloat16  # the backends are the same in float16
+    processes = accelerator.num_processes
+    threads = torch.get_num_threads()
     sizes = ", ".join(f"{name} {size:,}" for name, size in corpus.sizes.items())
     checksums = ", ".join(f"{name} {checksum[:12]}" for name, checksum in corpus.sha256.items())
     parameters = count_parameters(accelerator.unwrap_model(trainer.model))
     parts = ", ".join(f"{name} {size:,}" for name, size in parameters.items())
-    backends = attention_backends(config.model, accelerator.device.type, dtype)
+    backends = attention_backends(config.model, accelerator.device.type, DTYPES[accelerator.mixed_precision])
     batch = f"{trainer.global_batch_size} × {config.model.seq_len} bytes"
 
     say(f"device      {accelerator.device}, {processes} process(es), {threads} threads{choices.threads.reason}")

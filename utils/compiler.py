@@ -16,7 +16,7 @@ CPU_TOOL = "a C++ compiler (g++, clang++ or $CXX)"
 
 @contextmanager
 def recursion_limit(calls: int) -> Generator[None]:
-    """Within, so many calls may be within one another. Python allows 1,000."""
+    """Allow this many nested calls within. Python's default is 1,000."""
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(calls)
     try:

@@ -47,7 +47,10 @@ class LevelCache:
 
 @dataclass
 class MergeCache:
-    """What one merge keeps of each level, for the bytes at which the level does not run."""
+    """What one merge keeps of each level, for the bytes at which the level does not run.
+
+    A linear merge keeps only `projected`: the level's map to all its readers.
+    """
 
     projected: dict[int, Tensor] = field(default_factory=dict)
     """the level's part of the first linear map, (b 1 hidden)"""
@@ -97,7 +100,7 @@ class Cache:
         return self.length if self.position is None else self.position
 
     def advance(self, n: int) -> None:
-        """Count n more bytes, and keep nothing of them in memory but this state."""
+        """Count n more bytes, and keep nothing but this state of them in memory."""
         self.length += n
         if self.position is not None:
             self.position = self.position + n
@@ -105,7 +108,7 @@ class Cache:
             self.copy_parts()
 
     def copy_parts(self) -> None:
-        """Copy what is a part of a larger tensor, as the last states of a text are: it would keep all of it alive."""
+        """Copy tensors that are parts of larger ones, which would otherwise stay in memory."""
         for holder, key in tensor_slots(self):
             t = holder[key]
             if t.untyped_storage().nbytes() > t.nbytes:

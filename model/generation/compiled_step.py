@@ -60,7 +60,7 @@ ABOUT = "step.json"
 UNUSED = 30 * 24 * 3600  # seconds after which a step that nobody loads is deleted
 
 
-class Step(nn.Module):
+class StepModule(nn.Module):
     """A step of generation, `static_step`, as a function of all tensors of a cache: ids (b 1), … -> logits (b 1 v).
 
     Args:
@@ -84,7 +84,7 @@ class Step(nn.Module):
         return {name: t.detach() for name, t in (*self.named_parameters(), *self.named_buffers())}
 
     def threads(self, rows: int) -> int:
-        """With how many threads it is fastest: with one if it is small."""
+        """The number of threads that is fastest: one for a small step."""
         weights = sum(module.weight.numel() for module in self.model.modules() if isinstance(module, nn.Linear))
         is_small = weights <= FEW_WEIGHTS and rows * weights <= FEW_PRODUCTS
         return 1 if is_small else torch.get_num_threads()
@@ -124,7 +124,7 @@ class CompiledStep:
         return run
 
 
-def load_or_compile(step: Step, inputs: list[Tensor], phase: tuple) -> CompiledStep:
+def load_or_compile(step: StepModule, inputs: list[Tensor], phase: tuple) -> CompiledStep:
     """A compiled step, from the cache on the disk if it is there.
 
     Args:
@@ -151,7 +151,7 @@ def load_or_compile(step: Step, inputs: list[Tensor], phase: tuple) -> CompiledS
         return CompiledStep(Path(temporary))  # what is loaded stays in memory when its file is deleted
 
 
-def compile_step(step: Step, inputs: list[Tensor], folder: Path) -> None:
+def compile_step(step: StepModule, inputs: list[Tensor], folder: Path) -> None:
     """Trace a step as a function of all tensors that it reads, compile it, and write what `CompiledStep` loads."""
     from torch.fx.experimental.proxy_tensor import make_fx  # imports of the compiler take a while
 
@@ -180,7 +180,7 @@ def compile_step(step: Step, inputs: list[Tensor], folder: Path) -> None:
     (folder / ABOUT).write_text(json.dumps(about))
 
 
-def key_of(step: Step, inputs: list[Tensor], phase: tuple, threads: int) -> str:
+def key_of(step: StepModule, inputs: list[Tensor], phase: tuple, threads: int) -> str:
     """What a step's library depends on, as 16 hex digits: shapes, settings, code, versions and this CPU."""
     source = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):

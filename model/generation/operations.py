@@ -1,4 +1,4 @@
-"""What a compiled step of one byte computes in another way than PyTorch, as that is faster for one byte on a CPU."""
+"""Replacements for operations of PyTorch, for compiled steps: they are faster for a single byte on a CPU."""
 
 import torch
 from torch import Tensor

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.generation.cache import Cache, tensor_slots
-from model.generation.compiled_step import CompiledStep, Step, load_or_compile
+from model.generation.compiled_step import CompiledStep, StepModule, load_or_compile
 from model.generation.static import make_static, read_next_bytes, static_step
 from model.segments import FixedStride
 from model.transformer import HierarchicalTransformer
@@ -87,7 +87,7 @@ class StepRecorder:
 
     def compiled_step(self, ids: Tensor, cache: Cache) -> Callable[[Tensor], Tensor]:
         """The next step as compiled code, which later caches of as many rows share."""
-        step = Step(self.model, self.forward, cache)
+        step = StepModule(self.model, self.forward, cache)
         state = [holder[key] for holder, key in tensor_slots(cache)]
         inputs = [ids.contiguous(), *state, *step.weights().values()]
 

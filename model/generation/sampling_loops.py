@@ -65,23 +65,23 @@ def draw(logits, seen, uniform, options):
             value that changes nothing.
     """
     temperature, top_k, top_p, min_p, penalty = options
-    heated = penalise(logits, seen, penalty)
-    likeliest = heated.argmax()
-    if not isfinite(heated[likeliest]):  # what is not a number counts as the largest
+    scaled = penalise(logits, seen, penalty)
+    likeliest = scaled.argmax()
+    if not isfinite(scaled[likeliest]):  # what is not a number counts as the largest
         return -1
     if temperature == 0:
         return likeliest
 
     # The largest is subtracted, which changes no probability. It is then 0, where a quotient alone could overflow.
-    heated = (heated - heated[likeliest]) / max(temperature, TINY)
-    chances = filtered(heated, top_k, top_p, min_p)
-    place = uniform * chances.sum()
+    scaled = (scaled - scaled[likeliest]) / max(temperature, TINY)
+    weights = filtered(scaled, top_k, top_p, min_p)
+    threshold = uniform * weights.sum()
     end = 0.0
-    for i in range(len(chances)):
-        end += chances[i]
-        if end > place:
+    for i in range(len(weights)):
+        end += weights[i]
+        if end > threshold:
             return i
-    return likeliest  # only if rounding has put the place behind all of them
+    return likeliest  # only if rounding has put the threshold behind all of them
 
 
 @compiled
@@ -96,34 +96,34 @@ def penalise(logits, seen, penalty):
 
 
 @compiled
-def filtered(heated, top_k, top_p, min_p):
+def filtered(scaled, top_k, top_p, min_p):
     """How likely each token is, relative to the likeliest, and 0 for those that must not be drawn: (v).
 
     Each filter looks at all tokens. The likeliest token and its ties stay.
 
     Args:
-        heated: logits over the temperature (v), of which the largest is 0.
+        scaled: logits over the temperature (v), of which the largest is 0.
     """
-    chances = exponentials(heated)
-    kept = chances.copy()
+    weights = exponentials(scaled)
+    kept = weights.copy()
     lowest = -inf  # the least logit that is kept
     if min_p > 0:
-        for i in range(len(chances)):
-            if chances[i] < min_p:
+        for i in range(len(weights)):
+            if weights[i] < min_p:
                 kept[i] = 0.0
-    if top_k < len(heated) or top_p < 1:
-        order = np.argsort(-heated, kind="mergesort")
-        if top_k < len(heated):
-            lowest = heated[order[top_k - 1]]
+    if top_k < len(scaled) or top_p < 1:
+        order = np.argsort(-scaled, kind="mergesort")
+        if top_k < len(scaled):
+            lowest = scaled[order[top_k - 1]]
         if top_p < 1:
-            total = chances.sum()
-            likelier = 0.0  # chances of all likelier tokens
+            total = weights.sum()
+            likelier = 0.0  # weights of all likelier tokens
             for i in order:
-                if likelier >= top_p * total and heated[i] < 0:
+                if likelier >= top_p * total and scaled[i] < 0:
                     kept[i] = 0.0
-                likelier += chances[i]
-    for i in range(len(chances)):
-        if heated[i] < lowest:
+                likelier += weights[i]
+    for i in range(len(weights)):
+        if scaled[i] < lowest:
             kept[i] = 0.0
     return kept
 

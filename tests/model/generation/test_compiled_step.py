@@ -161,6 +161,6 @@ def test_a_large_step_uses_all_threads_and_as_many_calls_within_calls_as_it_need
 def test_a_batch_may_be_too_large_for_one_thread(monkeypatch):
     monkeypatch.setattr(compiled_step, "FEW_PRODUCTS", 10_000)
     model = build(TINY)
-    step = compiled_step.Step(model, model.forward, Cache())
+    step = compiled_step.StepModule(model, model.forward, Cache())
     with use_threads(2):
         assert [step.threads(rows) for rows in (1, 1000)] == [1, 2]
