@@ -32,6 +32,17 @@ settings.load_profile("tests")
 
 ROOT = Path(__file__).parents[1]
 
+# Files that take longest, by name. They begin first, so that no process waits at the end for another.
+SLOWEST = ["survival", "replay", "parallel", "generate", "race", "transformer", "stress", "cache", "hour", "recipes"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        name = item.path.stem.removeprefix("test_")
+        return SLOWEST.index(name) if name in SLOWEST else len(SLOWEST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_these_tests(tmp_path_factory):
