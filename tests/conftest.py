@@ -18,8 +18,9 @@ from hypothesis import HealthCheck, settings
 import train as train_script
 from tests.runs import NO_GPU
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background job; Ctrl-C is tested
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# What a background job or nohup ignores is tested, and programs that are tested would ignore it, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)
 worker = os.environ.get("PYTEST_XDIST_WORKER")
 if worker and hasattr(os, "sched_setaffinity"):  # a core for each worker and the runs that it starts

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from tests.runs import LAUNCH, LAUNCH_TWO, NO_GPU, checkpoints, losses, metrics, same, weights
+from tests.runs import LAUNCH_TWO, NO_GPU, checkpoints, losses, metrics, same, weights
 from training.checkpoints import damage, read_state
 from training.run_dir import run_errors
 
@@ -53,7 +53,7 @@ AT_A_STEP, WHILE_WRITING = "at a random step", "while a checkpoint is being writ
 @pytest.mark.parametrize(
     ("launcher", "kills"),
     [
-        (LAUNCH, (AT_A_STEP, WHILE_WRITING, AT_A_STEP, WHILE_WRITING)),
+        ((sys.executable,), (AT_A_STEP, WHILE_WRITING, AT_A_STEP, WHILE_WRITING)),
         (LAUNCH_TWO, (AT_A_STEP, WHILE_WRITING, WHILE_WRITING)),
     ],
     ids=["1 process", "2 processes"],
