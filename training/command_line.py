@@ -16,6 +16,7 @@ import docstring_parser
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_dumper
 
+from training.launcher import is_launched
 from training.reading import (
     SECTION,
     Flag,
@@ -246,8 +247,3 @@ def fail(*messages: object, code: int = 2) -> NoReturn:
     if messages and is_launched():
         say("a traceback that follows is the launcher's, and says nothing more", stream=sys.stderr)
     sys.exit(code)
-
-
-def is_launched() -> bool:
-    """Whether `accelerate launch` or torchrun started this program. They add a traceback when it ends with an error."""
-    return "TORCHELASTIC_RUN_ID" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ

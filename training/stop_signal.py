@@ -6,7 +6,7 @@ import sys
 from contextlib import suppress
 from types import FrameType
 
-from training.command_line import is_launched
+from training.launcher import is_launched
 
 
 def ignore_save_requests() -> None:

@@ -7,9 +7,10 @@ from pathlib import Path, PurePosixPath
 import psutil
 import torch
 
+from training.launcher import find_launcher, is_launched
+
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 FLAG = "--num_cpu_threads_per_process"  # a flag of `accelerate launch`
-MARKS = ("ACCELERATE_MIXED_PRECISION", "LOCAL_RANK")  # what launchers set, for the processes that they start only
 
 
 def set_threads() -> None:
@@ -27,7 +28,7 @@ def are_threads_given() -> bool:
     the number of cores, when it is not given. So the environment that the launcher was started with tells, and its
     command line.
     """
-    if not any(mark in os.environ for mark in MARKS):
+    if not is_launched():
         return any(name in os.environ for name in VARIABLES)
     try:
         launcher = find_launcher()
@@ -37,14 +38,6 @@ def are_threads_given() -> bool:
         return FLAG.replace("-", "_") in flags or any(name in launcher.environ() for name in VARIABLES)
     except psutil.Error:  # it has ended, or belongs to somebody else
         return False
-
-
-def find_launcher() -> psutil.Process | None:
-    """The program that started this one with others: the nearest ancestor without the marks of a launcher."""
-    for ancestor in psutil.Process().parents():
-        if not any(mark in ancestor.environ() for mark in MARKS):
-            return ancestor
-    return None
 
 
 def usable_cores() -> float:

@@ -9,7 +9,8 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.runs import LAUNCH, NO_GPU
-from training.threads import MARKS, VARIABLES, are_threads_given, cpu_quota
+from training.launcher import MARKS
+from training.threads import VARIABLES, are_threads_given, cpu_quota
 
 COUNT = """
 import os
