@@ -275,57 +275,75 @@ class ModelConfig:
 
     def _check_combinations(self) -> None:
         """Settings against one another, once each is known to be legal by itself."""
-        compressions = self.per_level("hierarchies")
-
-        strides = self.per_level("hierarchical_stride")
-        divides = all(c % s == 0 for c, s in zip(compressions, strides, strict=True))
-        require(self.to_dict(), hierarchical_stride=(divides, f"divisors of the compressions, {list(compressions)}"))
-        boundaries = self.per_level("boundaries")
-        levels = zip(compressions, strides, boundaries, strict=True)
-        fits_words = all(s == c for c, s, where in levels if where == "words")
-        allowed = "null, or the compression itself for levels with boundaries = words"
-        require(self.to_dict(), hierarchical_stride=(fits_words, allowed))
-        predicts_each_byte = any(level.stride == 1 for level in self.levels if level.predicts)
+        settings = self.to_dict()
+        require(settings, hierarchical_stride=self._strides_divide())
+        require(settings, hierarchical_stride=self._words_have_one_stride())
         strides_from = "hierarchies" if self.hierarchical_stride is None else "hierarchical_stride"
-
-        head_counts = zip(self.per_level("heads"), self.per_level("kv_heads"), strict=True)
-        shared_evenly = all(kv_heads is None or heads % kv_heads == 0 for heads, kv_heads in head_counts)
-
-        depths = [len(level.layers) for level in self.levels]
-        attn_depths = zip(depths, self.per_level("attn_depth"), strict=True)
-        attention_fits = all(attn_depth is None or attn_depth <= depth for depth, attn_depth in attn_depths)
-
-        has_states = 1 in compressions or "states" not in self.per_level("compress_from")
-        unread_after = max((level.layers[-1] for level in self.levels if not level.predicts), default=0)
-        can_meet = [layer for layer in range(self.num_layers) if self.can_meet_after(layer)]
-        if can_meet:
-            chosen = can_meet if self.merge_layers is None else self.merge_layers
-            merges_fit = set(chosen) <= set(can_meet) and max(chosen, default=-1) >= unread_after
-            layers = f"layers {can_meet[0]} to {can_meet[-1]}"
-            merges = f"null, or {layers}, the last of them not before layer {unread_after}"
-        else:
-            merges_fit = not self.merge_layers
-            merges = "null or [], as there is a single level"
-
-        windows = zip(self.per_level("window_sizes"), compressions, strict=True)
-        window_fits = all(window is None or window <= self.seq_len // c for window, c in windows)
-        most = ", ".join(f"{self.seq_len // c} at {c}x" for c in compressions)
-
-        wide_enough = self.attention != "flex" or min(self.per_level("dim_head")) >= 16
-
         require(
-            self.to_dict(),
-            **{strides_from: (predicts_each_byte, "a predicting level with a stride of 1 byte, to predict every byte")},
-            kv_heads=(shared_evenly, f"divisors of heads = {self.heads}"),
-            attn_depth=(attention_fits, f"null, or 1 to {', '.join(map(str, depths))}"),
-            compress_from=(has_states, "embeddings, as there is no level 1 whose states could be read"),
-            merge_layers=(merges_fit, merges),
-            window_sizes=(window_fits, f"null, or 0 to seq_len / compression = {most}"),
-            attention=(
-                wide_enough,
-                f"any other backend, as flex needs a dim_head of at least 16 and has {self.dim_head}",
-            ),
+            settings,
+            **{strides_from: self._each_byte_is_predicted()},
+            kv_heads=self._heads_share_evenly(),
+            attn_depth=self._attention_has_layers(),
+            compress_from=self._states_exist(),
+            merge_layers=self._merges_are_read(),
+            window_sizes=self._windows_fit(),
+            attention=self._heads_are_wide_enough(),
         )
+
+    # Each of these says whether settings fit one another, and which values would.
+
+    def _strides_divide(self) -> tuple[bool, str]:
+        compressions = self.per_level("hierarchies")
+        pairs = zip(compressions, self.per_level("hierarchical_stride"), strict=True)
+        return all(c % s == 0 for c, s in pairs), f"divisors of the compressions, {list(compressions)}"
+
+    def _words_have_one_stride(self) -> tuple[bool, str]:
+        names = ("hierarchies", "hierarchical_stride", "boundaries")
+        levels = zip(*(self.per_level(name) for name in names), strict=True)
+        fits = all(s == c for c, s, where in levels if where == "words")
+        return fits, "null, or the compression itself for levels with boundaries = words"
+
+    def _each_byte_is_predicted(self) -> tuple[bool, str]:
+        fits = any(level.stride == 1 for level in self.levels if level.predicts)
+        return fits, "a predicting level with a stride of 1 byte, to predict every byte"
+
+    def _heads_share_evenly(self) -> tuple[bool, str]:
+        counts = zip(self.per_level("heads"), self.per_level("kv_heads"), strict=True)
+        fits = all(kv_heads is None or heads % kv_heads == 0 for heads, kv_heads in counts)
+        return fits, f"divisors of heads = {self.heads}"
+
+    def _attention_has_layers(self) -> tuple[bool, str]:
+        depths = [len(level.layers) for level in self.levels]
+        pairs = zip(depths, self.per_level("attn_depth"), strict=True)
+        fits = all(attn_depth is None or attn_depth <= depth for depth, attn_depth in pairs)
+        return fits, f"null, or 1 to {', '.join(map(str, depths))}"
+
+    def _states_exist(self) -> tuple[bool, str]:
+        fits = 1 in self.per_level("hierarchies") or "states" not in self.per_level("compress_from")
+        return fits, "embeddings, as there is no level 1 whose states could be read"
+
+    def _merges_are_read(self) -> tuple[bool, str]:
+        can_meet = [layer for layer in range(self.num_layers) if self.can_meet_after(layer)]
+        if not can_meet:
+            return not self.merge_layers, "null or [], as there is a single level"
+
+        # What a level that does not predict computes in its last layer must be merged.
+        last = max((level.layers[-1] for level in self.levels if not level.predicts), default=0)
+        chosen = can_meet if self.merge_layers is None else self.merge_layers
+        fits = set(chosen) <= set(can_meet) and max(chosen, default=-1) >= last
+        layers = f"layers {can_meet[0]} to {can_meet[-1]}"
+        return fits, f"null, or {layers}, the last of them not before layer {last}"
+
+    def _windows_fit(self) -> tuple[bool, str]:
+        compressions = self.per_level("hierarchies")
+        pairs = zip(self.per_level("window_sizes"), compressions, strict=True)
+        fits = all(window is None or window <= self.seq_len // c for window, c in pairs)
+        most = ", ".join(f"{self.seq_len // c} at {c}x" for c in compressions)
+        return fits, f"null, or 0 to seq_len / compression = {most}"
+
+    def _heads_are_wide_enough(self) -> tuple[bool, str]:
+        fits = self.attention != "flex" or min(self.per_level("dim_head")) >= 16
+        return fits, f"any other backend, as flex needs a dim_head of at least 16 and has {self.dim_head}"
 
     def per_level(self, name: str) -> tuple:
         """The values of a setting of levels, or the compressions for "hierarchies": one for each level."""
