@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 import train as train_script
 from tests.runs import NO_GPU
 
-# What a background job or nohup ignores is tested, and programs that are tested would ignore it, too.
+# A shell's background job ignores SIGINT, and nohup SIGHUP. The programs that are tested would ignore them, too.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 torch.set_num_threads(1)

@@ -104,7 +104,8 @@ REPLACEMENTS = [
     Replacement("training/config.py", '["cosine", "linear"]', '["cosine", "linear", "smooth"]'),
 ]
 
-TESTS = [  # in the copy
+# The tests that run in the copy.
+TESTS = [
     "tests/model/test_compress.py::test_mean_and_attention_are_computed_within_each_chunk",
     "tests/model/test_config.py::test_an_illegal_argument_is_reported_with_its_value[compress_type]",
     "tests/model/test_config.py::test_a_config_survives_json",
@@ -123,7 +124,8 @@ TESTS = [  # in the copy
     "tests/training/test_trackers.py::test_scores_are_written_once_for_each_validation",
 ]
 
-SETTINGS = [  # of a run in the copy
+# The settings of a run in the copy.
+SETTINGS = [
     "--model.compress_type=max",
     "--model.bag_loss_weight=0.1",
     "--model.attention=float64",

@@ -180,7 +180,8 @@ def read_choices(run_dir: Path) -> Choices | None:
         return None
     try:
         kept = dict(read_json(path))
-        most_threads, device = int(kept.pop("most_threads")), str(kept.pop("device"))
+        most_threads = int(kept.pop("most_threads"))
+        device = str(kept.pop("device"))
         choices = {name: Choice(**choice) for name, choice in kept.items()}
         return Choices(**choices, most_threads=most_threads, device=device)
     except (UserError, ValueError, TypeError, KeyError) as error:

@@ -144,7 +144,7 @@ def test_flex_attention_has_the_same_window_as_plain_attention(n, window, kind):
 
 
 def test_blocks_made_in_inference_mode_may_be_used_in_training():
-    n = 270  # of no other test, as blocks are cached
+    n = 270  # a length that no other test uses, as blocks are cached
     with torch.inference_mode():
         blocks = window_blocks(n, 30, torch.device("cpu"))
     tensors = [blocks.kv_num_blocks, blocks.kv_indices]

@@ -58,6 +58,7 @@ def test_a_prefix_gives_the_logits_of_the_whole_text(config, n, data):
         torch.testing.assert_close(model(ids[:, :shorter]), model(ids)[:, :shorter], atol=1e-4, rtol=1e-4)
 
 
+@settings(max_examples=200)
 @given(config=model_configs(), n=st.integers(2, 40))
 def test_every_backend_trains_like_plain_attention(config, n):
     ids = random_ids(config, 2, n)

@@ -69,7 +69,7 @@ def test_xpos_does_not_overflow_in_long_texts():
     torch.testing.assert_close(logits[:, -1], fresh[:, -1], atol=1e-4, rtol=1e-4)
 
 
-@settings(max_examples=50)
+@settings(max_examples=80)
 @given(config=model_configs(), data=st.data())
 def test_several_bytes_after_a_cache_have_the_logits_of_a_full_pass(config, data):
     """In any order with single bytes, as long as several begin where no unit is cut in two."""

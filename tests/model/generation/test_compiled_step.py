@@ -90,16 +90,22 @@ class Compiles(Exception):
     pass
 
 
+@pytest.fixture
+def no_compiler(monkeypatch):
+    """Raise `Compiles` where a step would be compiled."""
+
+    def compile_step(*args):
+        raise Compiles
+
+    monkeypatch.setattr(compiled_step, "compile_step", compile_step)
+
+
 @pytest.mark.parametrize(
     ("config", "rows", "options"),
     [({"window_sizes": 3}, 1, {}), ({}, 2, {}), ({}, 1, {"inplace_buffers": True})],
     ids=["config", "rows", "options"],
 )
-def test_what_a_step_depends_on_is_compiled_anew(config, rows, options, cache, monkeypatch):
-    def compile_step(*args):
-        raise Compiles
-
-    monkeypatch.setattr(compiled_step, "compile_step", compile_step)
+def test_what_a_step_depends_on_is_compiled_anew(config, rows, options, cache, no_compiler, monkeypatch):
     monkeypatch.setattr(compiled_step, "COMPILER", compiled_step.COMPILER | options)
     model = build(TINY | config)
     prepare_for_generation(model, compiled=True)
@@ -108,16 +114,11 @@ def test_what_a_step_depends_on_is_compiled_anew(config, rows, options, cache, m
 
 
 @pytest.mark.parametrize("change", [torch.nn.Module.bfloat16, torch.nn.Module.train], ids=["dtype", "training"])
-def test_a_model_that_changed_does_not_use_the_steps_of_before(change, cache, monkeypatch):
+def test_a_model_that_changed_does_not_use_the_steps_of_before(change, cache, no_compiler):
     model = build(TINY)
     prepare_for_generation(model, compiled=True)
     ids = torch.zeros(1, 12, dtype=torch.long)
     in_pieces(model, ids, 5)
-
-    def compile_step(*args):
-        raise Compiles
-
-    monkeypatch.setattr(compiled_step, "compile_step", compile_step)
     in_pieces(model, ids, 5)
     change(model)
     with pytest.raises(Compiles):
@@ -126,7 +127,9 @@ def test_a_model_that_changed_does_not_use_the_steps_of_before(change, cache, mo
 
 def test_steps_that_nobody_used_for_a_month_are_deleted(cache, compiled_again):
     (used,) = cache.iterdir()
-    unused, new, half_written = cache / "unused", cache / "new", cache / ".writing-killed"
+    unused = cache / "unused"
+    new = cache / "new"
+    half_written = cache / ".writing-killed"
     for folder in (unused, new, half_written):
         shutil.copytree(used, folder)
     long_ago = time.time() - compiled_step.UNUSED - 60
